@@ -1,0 +1,100 @@
+// swift-tools-version: 6.1
+import Foundation
+import PackageDescription
+
+// The plugin is built with Embedded Swift and linked fully static. Its linker flags need the
+// toolchain's own directory, which is found next to the `swift` that runs this manifest.
+let toolchain: String = {
+    let environment = ProcessInfo.processInfo.environment
+    if let explicit = environment["CULVERT_SWIFT_TOOLCHAIN"] { return explicit }
+    for directory in (environment["PATH"] ?? "").split(separator: ":") {
+        let candidate = URL(fileURLWithPath: String(directory) + "/swiftc").resolvingSymlinksInPath()
+        let usr = candidate.deletingLastPathComponent().deletingLastPathComponent()
+        if FileManager.default.fileExists(atPath: usr.path + "/lib/swift/embedded") { return usr.path }
+    }
+    return "/usr"
+}()
+#if arch(arm64)
+    let embeddedTriple = "aarch64-none-none-elf"
+#else
+    let embeddedTriple = "x86_64-unknown-linux-gnu"
+#endif
+
+let janssonStatic: [LinkerSetting] = [.unsafeFlags(["-Xlinker", "-l:libjansson.a"])]
+
+let package = Package(
+    name: "culvert",
+    products: [
+        .executable(name: "culvert", targets: ["culvert"]),
+        .executable(name: "culvertd", targets: ["culvertd"]),
+        .executable(name: "culvertctl", targets: ["culvertctl"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+        .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
+        .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+    ],
+    targets: [
+        .target(name: "CLinux"),
+        .systemLibrary(name: "CMnl", pkgConfig: "libmnl", providers: [.apt(["libmnl-dev"])]),
+        .systemLibrary(name: "CNftnl", pkgConfig: "libnftnl", providers: [.apt(["libnftnl-dev"])]),
+        .systemLibrary(name: "CJansson", providers: [.apt(["libjansson-dev"])]),
+
+        .target(name: "Jansson", dependencies: ["CJansson"], linkerSettings: janssonStatic),
+        .target(name: "CNI", dependencies: ["Jansson"]),
+        .target(name: "HelperProtocol", dependencies: ["CNI", "Jansson", "CLinux"]),
+        .target(name: "PluginVerbs", dependencies: ["CNI", "HelperProtocol", "Jansson", "CLinux"]),
+        // The same four rooms once more, through symbolic links, as one Embedded Swift module.
+        .executableTarget(
+            name: "culvert",
+            dependencies: ["CJansson", "CLinux"],
+            swiftSettings: [.enableExperimentalFeature("Embedded"), .unsafeFlags(["-wmo", "-Osize"])],
+            linkerSettings: [
+                .unsafeFlags([
+                    "-enable-experimental-feature", "Embedded", "-Xclang-linker", "-static",
+                    "-Xlinker", "-l:libjansson.a",
+                    "\(toolchain)/lib/swift/embedded/\(embeddedTriple)/libswiftUnicodeDataTables.a",
+                    "-lm", "-Xlinker", "--gc-sections", "-Xlinker", "-s",
+                ])
+            ]),
+
+        .target(name: "Model", dependencies: ["CLinux", "Jansson"]),
+        .target(name: "Netlink", dependencies: ["Model", "CMnl", "CLinux"]),
+        .target(name: "Firewall", dependencies: ["Model", "Netlink", "CMnl", "CNftnl", "CLinux"]),
+        .target(name: "Inventory", dependencies: ["Model", "Jansson", .product(name: "Yams", package: "Yams")]),
+        .target(name: "Planner", dependencies: ["Model", "Jansson"]),
+        .target(
+            name: "Datapath",
+            dependencies: [
+                "Planner", "Inventory", "Netlink", "Firewall", "Model", "HelperProtocol", "CNI", "CLinux", "Jansson",
+                .product(name: "Logging", package: "swift-log"),
+            ]),
+        .target(
+            name: "API",
+            dependencies: [
+                "Datapath", "Model", "Jansson", .product(name: "Hummingbird", package: "hummingbird"),
+                .product(name: "Logging", package: "swift-log"),
+            ]),
+        .executableTarget(
+            name: "culvertd",
+            dependencies: [
+                "API", "Datapath", "Inventory", "Planner", "Model", "CLinux",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+                .product(name: "Logging", package: "swift-log"),
+                .product(name: "Yams", package: "Yams"),
+            ]),
+        .executableTarget(
+            name: "culvertctl",
+            dependencies: [
+                "Inventory", "Planner", "Model", "Jansson",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "Yams", package: "Yams"),
+            ]),
+    ],
+    swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,95 @@
+// What Swift cannot import from the kernel's and libc's headers: macros with casts, varargs, and the
+// CMSG_* family. Everything else is called directly through this module.
+#pragma once
+#include <netinet/in.h>
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/fib_rules.h>
+#include <linux/fou.h>
+#include <linux/genetlink.h>
+#include <linux/if_link.h>
+#include <linux/if_tunnel.h>
+#include <linux/neighbour.h>
+#include <linux/netlink.h>
+#include <linux/nexthop.h>
+#include <linux/rtnetlink.h>
+#include <linux/veth.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+/// `errno`, which is a macro.
+int culvert_errno(void);
+
+/// Monotonic clock in milliseconds.
+long long culvert_monotonic_milliseconds(void);
+
+/// `open(2)` with `O_CLOEXEC`, read-only. Negative errno on failure.
+int culvert_open_read(const char *path);
+
+/// Enters the network namespace behind `fd` (this thread only). 0 or negative errno.
+int culvert_enter_network_namespace(int fd);
+
+/// True when both descriptors are the same nsfs inode. Negative errno on failure.
+int culvert_same_file(int a, int b);
+
+/// A `NETLINK_ROUTE` socket of the namespace this thread is in, close-on-exec. Negative errno on failure.
+int culvert_route_socket(void);
+
+/// Connects a non-blocking `SOCK_SEQPACKET` Unix socket. Negative errno on failure; `-EAGAIN` means the
+/// listener's backlog is full.
+int culvert_seqpacket_connect(const char *path);
+
+/// Listens on a `SOCK_SEQPACKET` Unix socket at `path`, mode `mode`. Only a socket is ever replaced there.
+/// Negative errno on failure (`-EEXIST`: something that is not a socket is in the way).
+int culvert_seqpacket_listen(const char *path, int backlog, unsigned mode);
+
+/// Accepts with `SOCK_CLOEXEC`. Negative errno on failure.
+int culvert_accept(int listener);
+
+/// Sends one message, with `fd` as its `SCM_RIGHTS` unless it is negative. 0 or negative errno.
+int culvert_send_message(int socket, const void *bytes, size_t length, int fd);
+
+/// Receives one message and at most one descriptor. The control buffer has room for exactly one
+/// (`CMSG_LEN(4)`), so the kernel itself closes any further ones and sets `MSG_CTRUNC`.
+/// Returns its length or negative errno: `-EMSGSIZE` for a truncated message, `-E2BIG` for more than one
+/// descriptor or any other ancillary data. `*fd` is -1 when none came.
+ssize_t culvert_receive_message(int socket, void *buffer, size_t capacity, int *fd);
+
+/// Peer's effective uid at connect (`SO_PEERCRED`). Negative errno on failure.
+long long culvert_peer_uid(int socket);
+
+/// 0 when `fd` is an `AF_NETLINK`/`NETLINK_ROUTE` socket of another network namespace than this process's own
+/// (`SIOCGSKNS`); otherwise `-ENOTSOCK`, `-EPROTONOSUPPORT`, `-EXDEV` (our own namespace) or negative errno.
+int culvert_check_pod_socket(int fd);
+
+/// Puts a receive time-out of `milliseconds` on a socket. 0 or negative errno.
+int culvert_receive_timeout(int socket, long milliseconds);
+/// Puts a send time-out of `milliseconds` on a socket. 0 or negative errno.
+int culvert_send_timeout(int socket, long milliseconds);
+
+/// Raises `CAP_NET_ADMIN` from permitted to effective, if it is there (file capability `+p`). 0 or negative errno.
+int culvert_raise_net_admin(void);
+/// 1 when `CAP_NET_ADMIN` is effective, 0 when not.
+int culvert_has_net_admin(void);
+
+/// Starts a detached thread of 512 KiB stack. 0 or negative errno.
+int culvert_start_thread(void *(*body)(void *), void *argument);
+
+/// `NLA_F_NESTED`, NLM flags and RTNH flags that are not plain integers to Swift.
+uint32_t culvert_rtnh_onlink(void);
+
+/// The program's argument `index`, or NULL. Embedded Swift has no `CommandLine`.
+const char *culvert_argument(int index);

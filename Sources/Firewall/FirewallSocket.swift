@@ -1,0 +1,432 @@
+import CLinux
+import CMnl
+import CNftnl
+import Model
+import Netlink
+
+/// The kernel's table `inet culvert`, as far as it can be compared.
+public struct KernelFirewall {
+    /// A counted rule, for people.
+    public struct CountedRule: Equatable, Sendable {
+        public let chain: String
+        public let comment: String
+        public let packets: UInt64
+        public let bytes: UInt64
+    }
+    struct Chain: Equatable {
+        var kind: String
+        var hook: UInt32
+        var priority: Int32
+        var rules: [String] = []
+    }
+    struct Set: Equatable {
+        var flags: UInt32
+        var keyLength: UInt32
+        var elements: Swift.Set<FirewallSet.Element> = []
+    }
+    var chains: [String: Chain] = [:]
+    var sets: [String: Set] = [:]
+    public internal(set) var counters: [CountedRule] = []
+    /// Keyed by chain and comment, to carry counters over a replacement.
+    var counterValues: [String: RuleExpressions.Counter] = [:]
+}
+
+/// What has to be done to the kernel's table.
+public enum FirewallChange: Equatable {
+    case none
+    case delete
+    /// The whole table at once, in one transaction: chains, rules or sets differ.
+    case replace
+    /// Only elements of sets differ.
+    case elements(added: [String: Set<FirewallSet.Element>], removed: [String: Set<FirewallSet.Element>])
+}
+
+/// nftables through libnftnl. Each change is one transaction: all of it, or nothing.
+public final class FirewallSocket {
+    private let socket: NetlinkSocket
+    private var sequence: UInt32 = 1
+
+    /// nft's numbers of the data types `ipv4_addr`, and of two of them joined (six bits each).
+    private static let addressType: UInt32 = 7
+    private static let addressPairType: UInt32 = 7 << 6 | 7
+
+    public init() throws { socket = try NetlinkSocket(bus: NETLINK_NETFILTER) }
+
+    // MARK: reading
+
+    private func request(_ command: nf_tables_msg_types, flags: Int32, _ operation: String, _ body: (UnsafeMutablePointer<nlmsghdr>) -> Void)
+        -> NetlinkMessage
+    {
+        let bytes = [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
+            guard let base = buffer.baseAddress,
+                let header = nftnl_nlmsg_build_hdr(
+                    base, UInt16(command.rawValue), UInt16(NFPROTO_INET.rawValue), UInt16(flags), 0)
+            else { return }
+            body(header)
+            count = Int(header.pointee.nlmsg_len)
+        }
+        return NetlinkMessage(operation: operation, raw: bytes)
+    }
+
+    /// `nft list table inet culvert`; nil where there is none.
+    public func read() throws -> KernelFirewall? {
+        var exists = false
+        let get = request(NFT_MSG_GETTABLE, flags: 0, "nft list tables") {
+            mnl_attr_put_strz($0, UInt16(NFTA_TABLE_NAME.rawValue), Ownership.firewallTable)
+        }
+        do { try socket.get(get) { _ in exists = true } } catch let error as NetlinkError {
+            if error.code == ENOENT { return nil }
+            if error.code == EINVAL || error.code == EOPNOTSUPP || error.code == EPROTONOSUPPORT {
+                throw NetlinkError(
+                    operation: "nft list tables", code: error.code,
+                    kernelMessage: "this kernel has no nf_tables, and it cannot be loaded (modprobe nf_tables)")
+            }
+            throw error
+        }
+        guard exists else { return nil }
+        var result = KernelFirewall()
+        try socket.dump(request(NFT_MSG_GETCHAIN, flags: NLM_F_DUMP, "nft list chains") { _ in }) { reply in
+            guard let chain = nftnl_chain_alloc() else { return }
+            defer { nftnl_chain_free(chain) }
+            guard nftnl_chain_nlmsg_parse(reply.header, chain) == 0,
+                text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_TABLE))) == Ownership.firewallTable,
+                nftnl_chain_get_u32(chain, UInt16(NFTNL_CHAIN_FAMILY)) == UInt32(NFPROTO_INET.rawValue)
+            else { return }
+            result.chains[text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_NAME)))] = KernelFirewall.Chain(
+                kind: text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_TYPE))),
+                hook: nftnl_chain_get_u32(chain, UInt16(NFTNL_CHAIN_HOOKNUM)),
+                priority: nftnl_chain_get_s32(chain, UInt16(NFTNL_CHAIN_PRIO)))
+        }
+        let rules = request(NFT_MSG_GETRULE, flags: NLM_F_DUMP, "nft list table inet culvert") {
+            mnl_attr_put_strz($0, UInt16(NFTA_RULE_TABLE.rawValue), Ownership.firewallTable)
+        }
+        try socket.dump(rules) { reply in
+            guard let rule = nftnl_rule_alloc() else { return }
+            defer { nftnl_rule_free(rule) }
+            guard nftnl_rule_nlmsg_parse(reply.header, rule) == 0,
+                text(nftnl_rule_get_str(rule, UInt16(NFTNL_RULE_TABLE))) == Ownership.firewallTable,
+                nftnl_rule_get_u32(rule, UInt16(NFTNL_RULE_FAMILY)) == UInt32(NFPROTO_INET.rawValue)
+            else { return }
+            let chain = text(nftnl_rule_get_str(rule, UInt16(NFTNL_RULE_CHAIN)))
+            let (body, counter) = RuleExpressions.text(rule)
+            result.chains[chain]?.rules.append(body)
+            if let counter, let comment = RuleExpressions.comment(rule) {
+                result.counters.append(
+                    .init(chain: chain, comment: comment, packets: counter.packets, bytes: counter.bytes))
+                result.counterValues["\(chain)/\(comment)"] = counter
+            }
+        }
+        try socket.dump(
+            request(NFT_MSG_GETSET, flags: NLM_F_DUMP, "nft list sets") {
+                mnl_attr_put_strz($0, UInt16(NFTA_SET_TABLE.rawValue), Ownership.firewallTable)
+            }
+        ) { reply in
+            guard let set = nftnl_set_alloc() else { return }
+            defer { nftnl_set_free(set) }
+            guard nftnl_set_nlmsg_parse(reply.header, set) == 0,
+                text(nftnl_set_get_str(set, UInt16(NFTNL_SET_TABLE))) == Ownership.firewallTable
+            else { return }
+            result.sets[text(nftnl_set_get_str(set, UInt16(NFTNL_SET_NAME)))] = KernelFirewall.Set(
+                flags: nftnl_set_get_u32(set, UInt16(NFTNL_SET_FLAGS)),
+                keyLength: nftnl_set_get_u32(set, UInt16(NFTNL_SET_KEY_LEN)))
+        }
+        for (name, set) in result.sets { result.sets[name]?.elements = try readElements(name, set) }
+        return result
+    }
+
+    private func readElements(_ name: String, _ kernelSet: KernelFirewall.Set) throws -> Set<FirewallSet.Element> {
+        var elements: Set<FirewallSet.Element> = []
+        var starts: [UInt32] = []
+        var ends: Set<UInt32> = []
+        let isPair = kernelSet.flags & FirewallSocket.concatFlag != 0
+        let isInterval = kernelSet.flags & UInt32(NFT_SET_INTERVAL.rawValue) != 0
+        let get = request(NFT_MSG_GETSETELEM, flags: NLM_F_DUMP, "nft list set inet culvert \(name)") {
+            mnl_attr_put_strz($0, UInt16(NFTA_SET_ELEM_LIST_TABLE.rawValue), Ownership.firewallTable)
+            mnl_attr_put_strz($0, UInt16(NFTA_SET_ELEM_LIST_SET.rawValue), name)
+        }
+        try socket.dump(get) { reply in
+            guard let set = nftnl_set_alloc() else { return }
+            defer { nftnl_set_free(set) }
+            guard nftnl_set_elems_nlmsg_parse(reply.header, set) == 0, let iterator = nftnl_set_elems_iter_create(set)
+            else { return }
+            defer { nftnl_set_elems_iter_destroy(iterator) }
+            while let element = nftnl_set_elems_iter_next(iterator) {
+                func value(_ attribute: Int, at offset: Int) -> UInt32? {
+                    var length: UInt32 = 0
+                    guard let data = nftnl_set_elem_get(element, UInt16(attribute), &length), Int(length) >= offset + 4
+                    else { return nil }
+                    return UInt32(bigEndian: data.loadUnaligned(fromByteOffset: offset, as: UInt32.self))
+                }
+                guard let key = value(Int(NFTNL_SET_ELEM_KEY), at: 0) else { continue }
+                let flags =
+                    nftnl_set_elem_is_set(element, UInt16(NFTNL_SET_ELEM_FLAGS))
+                    ? nftnl_set_elem_get_u32(element, UInt16(NFTNL_SET_ELEM_FLAGS)) : 0
+                if isPair {
+                    let first = value(Int(NFTNL_SET_ELEM_KEY), at: 4) ?? 0
+                    elements.insert(.init(pair: key, first: first, last: value(Int(NFTNL_SET_ELEM_KEY_END), at: 4) ?? first))
+                } else if isInterval {
+                    if flags & UInt32(NFT_SET_ELEM_INTERVAL_END.rawValue) != 0 { ends.insert(key) } else { starts.append(key) }
+                } else {
+                    elements.insert(.init(first: key, last: key))
+                }
+            }
+        }
+        if isInterval && !isPair {
+            let sorted = ends.sorted()
+            for start in starts {
+                let end = sorted.first { $0 > start }
+                elements.insert(.init(first: start, last: end.map { $0 - 1 } ?? .max))
+            }
+        }
+        return elements
+    }
+
+    // MARK: comparing
+
+    /// Compares the kernel's table with the one that is wanted.
+    public static func change(from kernel: KernelFirewall?, to wanted: FirewallTable?) -> FirewallChange {
+        guard let wanted else { return kernel == nil ? .none : .delete }
+        guard let kernel else { return .replace }
+        guard kernel.chains.count == wanted.chains.count, kernel.sets.count == wanted.sets.count else { return .replace }
+        for chain in wanted.chains {
+            let rules = chain.rules.map { rule -> String in
+                guard let object = RuleExpressions.make(rule, chain: chain.name, counter: .init()) else { return "" }
+                defer { nftnl_rule_free(object) }
+                return RuleExpressions.text(object).text
+            }
+            let expected = KernelFirewall.Chain(
+                kind: chain.kind.rawValue, hook: chain.hook.rawValue, priority: chain.priority, rules: rules)
+            if kernel.chains[chain.name] != expected { return .replace }
+        }
+        var added: [String: Set<FirewallSet.Element>] = [:]
+        var removed: [String: Set<FirewallSet.Element>] = [:]
+        for set in wanted.sets {
+            guard let there = kernel.sets[set.name], there.flags == flags(set), there.keyLength == UInt32(set.key.bytes)
+            else { return .replace }
+            let new = set.elements.subtracting(there.elements)
+            let old = there.elements.subtracting(set.elements)
+            if !new.isEmpty { added[set.name] = new }
+            if !old.isEmpty { removed[set.name] = old }
+        }
+        return added.isEmpty && removed.isEmpty ? .none : .elements(added: added, removed: removed)
+    }
+
+    /// The same between two tables of ours, without asking the kernel.
+    public static func change(from old: FirewallTable?, to new: FirewallTable?) -> FirewallChange {
+        guard let new else { return old == nil ? .none : .delete }
+        guard let old, old.chains == new.chains, old.sets.map(\.name) == new.sets.map(\.name) else { return .replace }
+        var added: [String: Set<FirewallSet.Element>] = [:]
+        var removed: [String: Set<FirewallSet.Element>] = [:]
+        for (before, after) in zip(old.sets, new.sets) where before.elements != after.elements {
+            let new = after.elements.subtracting(before.elements)
+            let gone = before.elements.subtracting(after.elements)
+            if !new.isEmpty { added[after.name] = new }
+            if !gone.isEmpty { removed[after.name] = gone }
+        }
+        return added.isEmpty && removed.isEmpty ? .none : .elements(added: added, removed: removed)
+    }
+
+    // MARK: writing
+
+    /// `NFT_SET_CONCAT` (linux 5.6), which older headers lack.
+    private static let concatFlag: UInt32 = 0x80
+
+    static func flags(_ set: FirewallSet) -> UInt32 {
+        (set.interval ? UInt32(NFT_SET_INTERVAL.rawValue) : 0) | (set.key == .addressPair ? concatFlag : 0)
+    }
+
+    /// Makes the change, as one transaction.
+    ///
+    /// - Parameter counters: the kernel's table so far, whose counters go on counting.
+    public func apply(_ change: FirewallChange, wanted: FirewallTable?, counters: KernelFirewall? = nil) throws {
+        var batch = Batch(firstSequence: sequence)
+        switch change {
+        case .none: return
+        case .delete: batch.deleteTable(operation: "nft delete table inet culvert")
+        case .replace:
+            guard let wanted else { return }
+            batch.addTable()
+            batch.deleteTable(operation: "nft delete table inet culvert")
+            batch.addTable()
+            for (index, set) in wanted.sets.enumerated() {
+                batch.addSet(set, id: UInt32(index + 1))
+                batch.elements(set.elements, of: set, add: true)
+            }
+            for chain in wanted.chains {
+                batch.addChain(chain)
+                for rule in chain.rules {
+                    batch.addRule(
+                        rule, chain: chain.name,
+                        counter: rule.comment.flatMap { counters?.counterValues["\(chain.name)/\($0)"] } ?? .init())
+                }
+            }
+        case .elements(let added, let removed):
+            for set in wanted?.sets ?? [] {
+                if let elements = removed[set.name] { batch.elements(elements, of: set, add: false) }
+                if let elements = added[set.name] { batch.elements(elements, of: set, add: true) }
+            }
+        }
+        let (bytes, last, operations) = batch.finish()
+        sequence = batch.sequence &+ 1
+        try socket.send(bytes, operation: "nft -f")
+        var failure: NetlinkError?
+        var done = false
+        while !done {
+            try socket.receive { reply in
+                guard reply.type == UInt16(NLMSG_ERROR), let error = reply.fixed(nlmsgerr.self) else { return true }
+                let number = reply.header.pointee.nlmsg_seq
+                if error.error != 0 && failure == nil {
+                    failure = NetlinkError(operation: operations[number] ?? "nft -f", code: -error.error)
+                }
+                // The last message is acknowledged; a transaction that fails as a whole is reported for its first.
+                if number == last || (operations[number] == nil && error.error != 0) { done = true }
+                return true
+            }
+        }
+        if let failure { throw failure }
+    }
+
+    /// A transaction under construction.
+    private struct Batch {
+        private(set) var sequence: UInt32
+        private var messages: [[UInt8]] = []
+        private var operations: [UInt32: String] = [:]
+        private let first: UInt32
+
+        init(firstSequence: UInt32) {
+            first = firstSequence
+            sequence = firstSequence
+        }
+
+        private mutating func add(
+            _ operation: String, _ type: nf_tables_msg_types, flags: Int32, capacity: Int = 8192,
+            _ body: (UnsafeMutablePointer<nlmsghdr>) -> Void
+        ) {
+            sequence &+= 1
+            operations[sequence] = operation
+            let number = sequence
+            messages.append(
+                [UInt8](unsafeUninitializedCapacity: capacity) { buffer, count in
+                    guard let base = buffer.baseAddress,
+                        let header = nftnl_nlmsg_build_hdr(
+                            base, UInt16(type.rawValue), UInt16(NFPROTO_INET.rawValue), UInt16(flags), number)
+                    else { return }
+                    body(header)
+                    count = Int(header.pointee.nlmsg_len)
+                })
+        }
+
+        mutating func addTable() {
+            add("nft add table inet culvert", NFT_MSG_NEWTABLE, flags: NLM_F_CREATE) {
+                mnl_attr_put_strz($0, UInt16(NFTA_TABLE_NAME.rawValue), Ownership.firewallTable)
+            }
+        }
+        mutating func deleteTable(operation: String) {
+            add(operation, NFT_MSG_DELTABLE, flags: 0) {
+                mnl_attr_put_strz($0, UInt16(NFTA_TABLE_NAME.rawValue), Ownership.firewallTable)
+            }
+        }
+
+        mutating func addSet(_ set: FirewallSet, id: UInt32) {
+            guard let object = nftnl_set_alloc() else { return }
+            defer { nftnl_set_free(object) }
+            nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE), Ownership.firewallTable)
+            nftnl_set_set_str(object, UInt16(NFTNL_SET_NAME), set.name)
+            nftnl_set_set_u32(object, UInt16(NFTNL_SET_FAMILY), UInt32(NFPROTO_INET.rawValue))
+            nftnl_set_set_u32(
+                object, UInt16(NFTNL_SET_KEY_TYPE), set.key == .addressPair ? addressPairType : addressType)
+            nftnl_set_set_u32(object, UInt16(NFTNL_SET_KEY_LEN), UInt32(set.key.bytes))
+            nftnl_set_set_u32(object, UInt16(NFTNL_SET_FLAGS), FirewallSocket.flags(set))
+            nftnl_set_set_u32(object, UInt16(NFTNL_SET_ID), id)
+            if set.key == .addressPair { nftnl_set_set_data(object, UInt16(NFTNL_SET_DESC_CONCAT), [UInt8(4), 4], 2) }
+            add("nft add set inet culvert \(set.name)", NFT_MSG_NEWSET, flags: NLM_F_CREATE | NLM_F_EXCL) {
+                nftnl_set_nlmsg_build_payload($0, object)
+            }
+        }
+
+        mutating func elements(_ elements: Set<FirewallSet.Element>, of set: FirewallSet, add adding: Bool) {
+            let sorted = elements.sorted()
+            for start in stride(from: 0, to: sorted.count, by: 256) {
+                guard let object = nftnl_set_alloc() else { return }
+                defer { nftnl_set_free(object) }
+                nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE), Ownership.firewallTable)
+                nftnl_set_set_str(object, UInt16(NFTNL_SET_NAME), set.name)
+                for element in sorted[start..<min(start + 256, sorted.count)] { put(element, set, object) }
+                let verb = adding ? "add" : "delete"
+                add(
+                    "nft \(verb) element inet culvert \(set.name)", adding ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM,
+                    flags: adding ? NLM_F_CREATE : 0, capacity: 65536
+                ) { nftnl_set_elems_nlmsg_build_payload($0, object) }
+            }
+        }
+
+        private func put(_ element: FirewallSet.Element, _ set: FirewallSet, _ object: OpaquePointer) {
+            func bytes(_ values: UInt32...) -> [UInt8] {
+                values.flatMap { value in (0..<4).map { UInt8(truncatingIfNeeded: value >> (24 - 8 * UInt32($0))) } }
+            }
+            func add(_ key: [UInt8], end: [UInt8]? = nil, flags: UInt32 = 0) {
+                guard let item = nftnl_set_elem_alloc() else { return }
+                nftnl_set_elem_set(item, UInt16(NFTNL_SET_ELEM_KEY), key, UInt32(key.count))
+                if let end { nftnl_set_elem_set(item, UInt16(NFTNL_SET_ELEM_KEY_END), end, UInt32(end.count)) }
+                if flags != 0 { nftnl_set_elem_set_u32(item, UInt16(NFTNL_SET_ELEM_FLAGS), flags) }
+                nftnl_set_elem_add(object, item)
+            }
+            if set.key == .addressPair {
+                add(bytes(element.pair, element.first), end: bytes(element.pair, element.last))
+            } else {
+                add(bytes(element.first))
+                if set.interval && element.last < .max {
+                    add(bytes(element.last + 1), flags: UInt32(NFT_SET_ELEM_INTERVAL_END.rawValue))
+                }
+            }
+        }
+
+        mutating func addChain(_ chain: FirewallChain) {
+            guard let object = nftnl_chain_alloc() else { return }
+            defer { nftnl_chain_free(object) }
+            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_TABLE), Ownership.firewallTable)
+            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_NAME), chain.name)
+            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_TYPE), chain.kind.rawValue)
+            nftnl_chain_set_u32(object, UInt16(NFTNL_CHAIN_HOOKNUM), chain.hook.rawValue)
+            nftnl_chain_set_s32(object, UInt16(NFTNL_CHAIN_PRIO), chain.priority)
+            nftnl_chain_set_u32(object, UInt16(NFTNL_CHAIN_POLICY), 1)  // NF_ACCEPT
+            add("nft add chain inet culvert \(chain.name)", NFT_MSG_NEWCHAIN, flags: NLM_F_CREATE | NLM_F_EXCL) {
+                nftnl_chain_nlmsg_build_payload($0, object)
+            }
+        }
+
+        mutating func addRule(_ rule: FirewallRule, chain: String, counter: RuleExpressions.Counter) {
+            guard let object = RuleExpressions.make(rule, chain: chain, counter: counter) else { return }
+            defer { nftnl_rule_free(object) }
+            let name = rule.comment.map { " comment \"\($0)\"" } ?? ""
+            add("nft add rule inet culvert \(chain)\(name)", NFT_MSG_NEWRULE, flags: NLM_F_CREATE | NLM_F_APPEND) {
+                nftnl_rule_nlmsg_build_payload($0, object)
+            }
+        }
+
+        /// The whole batch, the number of the message that is acknowledged, and what each message stands for.
+        mutating func finish() -> (bytes: [UInt8], last: UInt32, operations: [UInt32: String]) {
+            func edge(_ build: (UnsafeMutablePointer<CChar>, UInt32) -> Void, _ number: UInt32) -> [UInt8] {
+                [UInt8](unsafeUninitializedCapacity: 64) { buffer, count in
+                    guard let base = buffer.baseAddress else { return }
+                    UnsafeMutableRawPointer(base).withMemoryRebound(to: CChar.self, capacity: 64) { build($0, number) }
+                    count = Int(UnsafeRawPointer(base).load(as: nlmsghdr.self).nlmsg_len)
+                }
+            }
+            let last = sequence
+            sequence &+= 1
+            if var message = messages.popLast() {
+                message.withUnsafeMutableBytes { raw in
+                    raw.baseAddress?.assumingMemoryBound(to: nlmsghdr.self).pointee.nlmsg_flags |= UInt16(NLM_F_ACK)
+                }
+                messages.append(message)
+            }
+            let bytes =
+                edge({ nftnl_batch_begin($0, $1) }, first) + messages.flatMap { $0 }
+                + edge({ nftnl_batch_end($0, $1) }, sequence)
+            return (bytes, last, operations)
+        }
+    }
+
+    private func text(_ pointer: UnsafePointer<CChar>?) -> String { pointer.map { String(cString: $0) } ?? "" }
+}

@@ -1,0 +1,73 @@
+import CLinux
+
+#if !hasFeature(Embedded)
+    import CNI
+    import Jansson
+#endif
+
+/// The plugin's side of `cni.sock`: one request, one answer, one deadline over all of it.
+public enum HelperConnection {
+    /// - Parameters:
+    ///   - socket: path of `cni.sock`.
+    ///   - descriptor: the pod's netlink socket, or -1.
+    ///   - deadline: on `culvert_monotonic_milliseconds`.
+    /// - Throws: error 11 that says what of the helper could not be reached, or 5 for a request that is too large.
+    public static func ask(
+        _ request: HelperRequest, socket path: String, descriptor: Int32 = -1, deadline: Int64
+    ) throws(CNIError) -> HelperResponse {
+        let message = request.json.bytes()
+        guard message.count <= HelperRequest.maximumSize else {
+            throw CNIError(
+                .ioFailure, "the request to culvertd has \(message.count) bytes; \(HelperRequest.maximumSize) is the most",
+                details: "the labels or annotations of this container are too large")
+        }
+        let socket = try connect(path, deadline: deadline)
+        defer { close(socket) }
+        while true {
+            let sent = culvert_send_message(socket, message, message.count, descriptor)
+            if sent == 0 { break }
+            guard sent == -EAGAIN else {
+                throw unavailable("culvertd at \(path) hung up before the request", code: -sent)
+            }
+            try wait(socket, Int16(POLLOUT), deadline: deadline, path: path)
+        }
+        var buffer = [UInt8](repeating: 0, count: HelperRequest.maximumSize)
+        while true {
+            let received = recv(socket, &buffer, buffer.count, 0)
+            if received > 0 { return try HelperResponse(message: Array(buffer[0..<received])) }
+            guard received < 0, culvert_errno() == EAGAIN || culvert_errno() == EINTR else {
+                throw unavailable("culvertd at \(path) hung up before it answered", code: 0)
+            }
+            try wait(socket, Int16(POLLIN), deadline: deadline, path: path)
+        }
+    }
+
+    private static func connect(_ path: String, deadline: Int64) throws(CNIError) -> Int32 {
+        while true {
+            let socket = culvert_seqpacket_connect(path)
+            if socket >= 0 { return socket }
+            // A full backlog answers EAGAIN at once, and poll cannot wait for it.
+            guard socket == -EAGAIN, culvert_monotonic_milliseconds() < deadline else {
+                throw unavailable("culvertd cannot be reached at \(path)", code: -socket)
+            }
+            usleep(2000)
+        }
+    }
+
+    private static func wait(_ socket: Int32, _ events: Int16, deadline: Int64, path: String) throws(CNIError) {
+        let left = deadline - culvert_monotonic_milliseconds()
+        var entry = pollfd(fd: socket, events: events, revents: 0)
+        guard left > 0, poll(&entry, 1, Int32(clamping: left)) != 0 else {
+            throw CNIError(
+                .tryAgainLater, "culvertd at \(path) did not answer in time",
+                details: "see its log, and timeoutSeconds in the plugin configuration")
+        }
+    }
+
+    private static func unavailable(_ message: String, code: Int32) -> CNIError {
+        let reason = code == 0 ? "" : ": " + String(cString: strerror(code))
+        return CNIError(
+            .tryAgainLater, message + reason,
+            details: "is culvertd running on this node? (\"socket\" in the plugin configuration names its socket)")
+    }
+}

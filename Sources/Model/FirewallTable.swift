@@ -1,0 +1,133 @@
+/// The nftables table `inet culvert`, as a value.
+public struct FirewallTable: Equatable, Sendable {
+    public var chains: [FirewallChain]
+    public var sets: [FirewallSet]
+    public init(chains: [FirewallChain], sets: [FirewallSet]) {
+        self.chains = chains
+        self.sets = sets
+    }
+}
+
+/// A base chain with its rules in order. The policy is always accept.
+public struct FirewallChain: Equatable, Sendable {
+    public enum Kind: String, Sendable { case filter, nat }
+    /// Netfilter hook of the inet family.
+    public enum Hook: UInt32, Sendable {
+        case prerouting = 0
+        case input = 1
+        case forward = 2
+        case postrouting = 4
+        public var name: String {
+            switch self {
+            case .prerouting: "prerouting"
+            case .input: "input"
+            case .forward: "forward"
+            case .postrouting: "postrouting"
+            }
+        }
+    }
+    public let name: String
+    public let kind: Kind
+    public let hook: Hook
+    public let priority: Int32
+    public var rules: [FirewallRule]
+    public init(name: String, kind: Kind, hook: Hook, priority: Int32, rules: [FirewallRule]) {
+        self.name = name
+        self.kind = kind
+        self.hook = hook
+        self.priority = priority
+        self.rules = rules
+    }
+}
+
+public struct FirewallRule: Equatable, Sendable {
+    public let statements: [FirewallStatement]
+    /// Shown by `nft list`, and in `culvertctl status` beside the counter. At most 120 bytes.
+    public let comment: String?
+    public init(_ statements: [FirewallStatement], comment: String? = nil) {
+        self.statements = statements
+        self.comment = comment
+    }
+}
+
+/// A field of a packet, loaded by `payload`.
+public enum PacketField: Hashable, Sendable {
+    case sourceAddress
+    case destinationAddress
+    /// `meta l4proto`, one byte.
+    case layer4Protocol
+    /// Destination port of UDP.
+    case udpDestinationPort
+    /// Flags byte of TCP.
+    case tcpFlags
+    /// Raw bits of the transport header (`@th,offset,length`), whole bytes.
+    case transport(offset: Int, bits: Int)
+
+    public var bytes: Int {
+        switch self {
+        case .sourceAddress, .destinationAddress: 4
+        case .layer4Protocol, .tcpFlags: 1
+        case .udpDestinationPort: 2
+        case .transport(_, let bits): bits / 8
+        }
+    }
+}
+
+public enum FirewallStatement: Equatable, Sendable {
+    /// IPv4 only (`meta nfproto ipv4`), needed before a raw payload match in the inet family.
+    case ipv4Only
+    /// Incoming interface name, or its beginning.
+    case incoming(String, prefix: Bool, negated: Bool)
+    case outgoing(String, prefix: Bool, negated: Bool)
+    /// One field equal (or not) to a value in network order.
+    case match(PacketField, UInt32, negated: Bool)
+    /// `tcp flags syn / syn,rst`, that is: a connection's first packets.
+    case tcpSyn
+    /// The fields, joined, are in the set.
+    case lookup([PacketField], set: String, negated: Bool)
+    case counter
+    case accept
+    case drop
+    case notrack
+    case snat(IPAddress)
+    /// TCP maximum segment size, never raised.
+    case clampMSS(UInt16)
+}
+
+/// A named set of IPv4 addresses or ranges, or of two of them joined.
+public struct FirewallSet: Equatable, Sendable {
+    public enum Key: Equatable, Sendable {
+        case address
+        case addressPair
+        /// A 32-bit number (GRE key), host order.
+        case number
+
+        /// Bytes of one key.
+        public var bytes: Int { self == .addressPair ? 8 : 4 }
+    }
+    public let name: String
+    public let key: Key
+    /// Ranges are allowed.
+    public let interval: Bool
+    public var elements: Set<Element>
+
+    /// A range of keys; a single one where both ends are equal. For `addressPair` the first part is `pair`.
+    public struct Element: Hashable, Sendable, Comparable {
+        public let pair: UInt32
+        public let first: UInt32
+        public let last: UInt32
+        public init(pair: UInt32 = 0, first: UInt32, last: UInt32) {
+            self.pair = pair
+            self.first = first
+            self.last = last
+        }
+        public static func < (a: Self, b: Self) -> Bool { (a.pair, a.first, a.last) < (b.pair, b.first, b.last) }
+    }
+
+    public init(name: String, key: Key, interval: Bool, elements: Set<Element>) {
+        self.name = name
+        self.key = key
+        self.interval = interval
+        self.elements = elements
+    }
+}

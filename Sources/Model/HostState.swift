@@ -1,0 +1,172 @@
+import Jansson
+
+/// What Culvert wants of one node's kernel, as a value. The planner makes it, the datapath makes the kernel equal
+/// to it.
+public struct HostState: Equatable, Sendable {
+    public var links: [Link] = []
+    public var nextHops: [NextHop] = []
+    public var routes: [Route] = []
+    public var rules: [Rule] = []
+    public var neighbours: [Neighbour] = []
+    public var fouPorts: [FOUPort] = []
+    /// nil: no table of ours at all.
+    public var firewall: FirewallTable?
+    public init() {}
+}
+
+/// Numbers that mark kernel objects as Culvert's own.
+public enum Ownership {
+    /// `rtm_protocol` of our routes, rules and next hops.
+    public static let routeProtocol: UInt8 = 110
+    public static let linkPrefix = "cni-culvert"
+    public static let linkAlias = "culvert"
+    public static let mainTunnel = "cni-culvert0"
+    public static let firstTable: UInt32 = 47000
+    public static let firstNextHop: UInt32 = 1_130_000_000
+    public static let firewallTable = "culvert"
+    /// Priority of rules by incoming tunnel.
+    public static let tunnelRulePriority: UInt32 = 105
+    /// Priority of rules by pod address.
+    public static let podRulePriority: UInt32 = 106
+    /// Metric of the `unreachable` backstops: above every metric that a route daemon would use.
+    public static let backstopMetric: UInt32 = 4_278_198_272
+    /// UDP ports (design.md, "Protocols").
+    public static let fouIPIPPort: UInt16 = 5555
+    public static let fouGREPort: UInt16 = 5556
+    public static let vxlanPort: UInt16 = 8475
+}
+
+/// A tunnel device.
+public struct Link: Hashable, Sendable {
+    public enum Kind: Hashable, Sendable {
+        /// RFC 2003. `remote` nil: receives from every peer.
+        case ipip(local: IPAddress, remote: IPAddress?, fouPort: UInt16?)
+        /// RFC 2890 with a key in both directions.
+        case gre(local: IPAddress, remote: IPAddress?, key: UInt32, fouPort: UInt16?)
+        /// RFC 7348, learning off.
+        case vxlan(local: IPAddress, vni: UInt32, port: UInt16, mac: MACAddress)
+
+        /// The name that `ip -d link` prints for it.
+        public var name: String {
+            switch self {
+            case .ipip: "ipip"
+            case .gre: "gre"
+            case .vxlan: "vxlan"
+            }
+        }
+    }
+
+    public let name: String
+    public let kind: Kind
+    /// Bytes of the largest inner IP packet that the device takes.
+    public let mtu: Int
+    /// The node's overlay address: a device without one loses packets to reverse-path filtering.
+    public let address: IPAddress
+    /// `net.ipv4.conf.<dev>.rp_filter` (2: loose).
+    public let reversePathFilter: UInt32
+
+    public init(name: String, kind: Kind, mtu: Int, address: IPAddress, reversePathFilter: UInt32 = 2) {
+        self.name = name
+        self.kind = kind
+        self.mtu = mtu
+        self.address = address
+        self.reversePathFilter = reversePathFilter
+    }
+}
+
+/// An Ethernet address.
+public struct MACAddress: Hashable, Sendable, CustomStringConvertible {
+    /// 48 bits, first byte highest.
+    public let value: UInt64
+    public init(_ value: UInt64) { self.value = value & 0xFFFF_FFFF_FFFF }
+    public var bytes: [UInt8] { (0..<6).map { UInt8(truncatingIfNeeded: value >> (40 - 8 * UInt64($0))) } }
+    public var description: String {
+        bytes.map { byte in
+            let text = String(byte, radix: 16)
+            return text.utf8.count == 1 ? "0" + text : text
+        }.joined(separator: ":")
+    }
+}
+
+/// A next-hop object (`ip nexthop`).
+public struct NextHop: Hashable, Sendable {
+    public enum Target: Hashable, Sendable {
+        case device(String)
+        case via(IPAddress, device: String)
+        case blackhole
+    }
+    public let id: UInt32
+    public let target: Target
+    public init(id: UInt32, target: Target) {
+        self.id = id
+        self.target = target
+    }
+}
+
+/// A route of one of our tables.
+public struct Route: Hashable, Sendable {
+    public enum Kind: Hashable, Sendable {
+        case nextHop(UInt32)
+        case device(String)
+        case via(IPAddress, device: String)
+        case throwOn
+        case unreachable
+    }
+    public let table: UInt32
+    public let destination: IPNetwork
+    public let kind: Kind
+    public let metric: UInt32
+    public init(table: UInt32, destination: IPNetwork, kind: Kind, metric: UInt32 = 0) {
+        self.table = table
+        self.destination = destination
+        self.kind = kind
+        self.metric = metric
+    }
+}
+
+/// A policy-routing rule.
+public struct Rule: Hashable, Sendable {
+    public let priority: UInt32
+    /// nil: from all.
+    public let source: IPNetwork?
+    public let incoming: String?
+    public let table: UInt32
+    public static let mainTable: UInt32 = 254
+    public init(priority: UInt32, source: IPNetwork? = nil, incoming: String? = nil, table: UInt32) {
+        self.priority = priority
+        self.source = source
+        self.incoming = incoming
+        self.table = table
+    }
+}
+
+/// Where a peer is on a VXLAN device: a permanent neighbour and a forwarding entry.
+public struct Neighbour: Hashable, Sendable {
+    public let device: String
+    public let peer: IPAddress
+    public let mac: MACAddress
+    /// Outer destination of the forwarding entry.
+    public let remote: IPAddress
+    /// VNI to send with, where it is not the device's own.
+    public let vni: UInt32?
+    public init(device: String, peer: IPAddress, mac: MACAddress, remote: IPAddress, vni: UInt32? = nil) {
+        self.device = device
+        self.peer = peer
+        self.mac = mac
+        self.remote = remote
+        self.vni = vni
+    }
+}
+
+/// A UDP port that the kernel decapsulates (`ip fou`).
+public struct FOUPort: Hashable, Sendable {
+    public let port: UInt16
+    /// IP protocol inside: 4 or 47.
+    public let ipProtocol: UInt8
+    public let local: IPAddress
+    public init(port: UInt16, ipProtocol: UInt8, local: IPAddress) {
+        self.port = port
+        self.ipProtocol = ipProtocol
+        self.local = local
+    }
+}

@@ -1,0 +1,211 @@
+/// The fields that Culvert reads of the Kubernetes objects of its inventory. Names are Kubernetes' own.
+
+/// `v1` Node, merged with the CiliumNode of the same name.
+public struct Node: Equatable, Sendable {
+    public var name: String
+    public var labels: [String: String] = [:]
+    public var annotations: [String: String] = [:]
+    /// InternalIP addresses; the first is the node address.
+    public var internalIPs: [IPAddress] = []
+    public var externalIPs: [IPAddress] = []
+    /// Address of `cilium_host`.
+    public var overlayAddresses: [IPAddress] = []
+    public var podCIDRs: [IPNetwork] = []
+    public init(name: String) { self.name = name }
+
+    /// Every address of the node.
+    public var addresses: [IPAddress] { internalIPs + externalIPs + overlayAddresses }
+    public var overlayV4: IPAddress? { overlayAddresses.first { $0.family == .v4 } }
+    public var nodeV4: IPAddress? { internalIPs.first { $0.family == .v4 } }
+}
+
+/// `v1` Pod.
+public struct Pod: Equatable, Sendable {
+    public var namespace: String
+    public var name: String
+    public var uid: String
+    public var labels: [String: String] = [:]
+    public var annotations: [String: String] = [:]
+    public var nodeName = ""
+    public var serviceAccount = ""
+    public var hostNetwork = false
+    public var phase = ""
+    public var addresses: [IPAddress] = []
+    public init(namespace: String, name: String, uid: String) {
+        self.namespace = namespace
+        self.name = name
+        self.uid = uid
+    }
+    public var isFinished: Bool { phase == "Succeeded" || phase == "Failed" }
+    /// For a mirror pod the runtime hands over the hash of its static manifest instead of the UID.
+    public func hasUID(_ other: String) -> Bool {
+        uid == other || annotations["kubernetes.io/config.hash"] == other
+    }
+}
+
+/// `metav1.LabelSelector`.
+public struct LabelSelector: Equatable, Sendable {
+    public enum Operator: String, Sendable {
+        case isIn = "In"
+        case notIn = "NotIn"
+        case exists = "Exists"
+        case doesNotExist = "DoesNotExist"
+    }
+    public struct Requirement: Equatable, Sendable {
+        public let key: String
+        public let operation: Operator
+        public let values: [String]
+        public init(key: String, operation: Operator, values: [String]) {
+            self.key = key
+            self.operation = operation
+            self.values = values
+        }
+    }
+    public var matchLabels: [String: String]
+    public var matchExpressions: [Requirement]
+    public init(matchLabels: [String: String] = [:], matchExpressions: [Requirement] = []) {
+        self.matchLabels = matchLabels
+        self.matchExpressions = matchExpressions
+    }
+
+    /// Kubernetes' semantics: everything must match; an empty selector matches all; NotIn matches where the key is
+    /// absent.
+    public func matches(_ labels: [String: String]) -> Bool {
+        for (key, value) in matchLabels where labels[key] != value { return false }
+        for requirement in matchExpressions {
+            let value = labels[requirement.key]
+            let holds =
+                switch requirement.operation {
+                case .isIn: value.map { requirement.values.contains($0) } ?? false
+                case .notIn: value.map { !requirement.values.contains($0) } ?? true
+                case .exists: value != nil
+                case .doesNotExist: value == nil
+                }
+            if !holds { return false }
+        }
+        return true
+    }
+}
+
+/// `CiliumEgressGatewayPolicy` (cilium.io/v2) or `EgressPolicy` (culvert.dev/v1alpha1).
+public struct EgressPolicy: Equatable, Sendable {
+    public enum Source: String, Sendable { case culvert = "EgressPolicy", cilium = "CiliumEgressGatewayPolicy" }
+
+    /// One of `spec.selectors`: a pod must match all that are set.
+    public struct Selector: Equatable, Sendable {
+        public var pod: LabelSelector?
+        public var namespace: LabelSelector?
+        public var node: LabelSelector?
+        public init(pod: LabelSelector? = nil, namespace: LabelSelector? = nil, node: LabelSelector? = nil) {
+            self.pod = pod
+            self.namespace = namespace
+            self.node = node
+        }
+    }
+
+    /// With which address packets leave the gateway.
+    public enum Egress: Hashable, Sendable {
+        case defaultAddress
+        case address(IPAddress)
+        case interface(String)
+        /// `snat: false`
+        case untranslated
+    }
+
+    public var name: String
+    public var source: Source
+    public var selectors: [Selector] = []
+    public var destinations: [IPNetwork] = []
+    public var exclusions: [IPNetwork] = []
+    public var gatewaySelector = LabelSelector()
+    public var egress = Egress.defaultAddress
+    /// Why the whole policy is refused; empty when it is not.
+    public var refusal = ""
+    public init(name: String, source: Source) {
+        self.name = name
+        self.source = source
+    }
+    /// Policies of both kinds may have one name: EgressPolicy comes first.
+    public var sortKey: String { name + (source == .culvert ? "/0" : "/1") }
+}
+
+/// What the ConfigMap `cilium-config` says that matters here.
+public struct CiliumSettings: Equatable, Sendable {
+    /// Every key of `data`, as it is.
+    public var data: [String: String]
+    public init(data: [String: String]) { self.data = data }
+
+    private func isTrue(_ key: String) -> Bool? { data[key].map { $0.lowercased() == "true" } }
+
+    /// Cilium's version, from `cilium-version` or `cni-version`, when somebody put it there.
+    var endpointRoutes: Bool { isTrue("enable-endpoint-routes") ?? false }
+
+    /// Bytes that Cilium's own transparent encryption takes from the overlay's MTU.
+    public var encryptionOverhead: Int {
+        if isTrue("enable-wireguard") == true { return 80 }
+        if isTrue("enable-ipsec") == true { return 77 }
+        return 0
+    }
+
+    /// Whether Cilium is built to skip the route lookup (`ENABLE_SKIP_FIB`, removed at the end of 2025): BPF host
+    /// routing, one native device, no endpoint routes. nil where the settings do not tell.
+    public var skipsRouteLookup: (reason: String, certain: Bool)? {
+        guard isTrue("enable-bpf-masquerade") == true, isTrue("enable-host-legacy-routing") != true,
+            isTrue("kube-proxy-replacement") == true || data["kube-proxy-replacement"] == "strict"
+        else { return nil }
+        if endpointRoutes { return nil }
+        let devices = (data["devices"] ?? "").split(whereSeparator: { $0 == " " || $0 == "," })
+        if devices.count > 1 { return nil }
+        if let version = data["cilium-version"] ?? data["version"], CiliumSettings.isAtLeast1_20(version) { return nil }
+        if devices.count == 1, !devices[0].hasSuffix("+") {
+            return (
+                "Cilium before 1.20 with BPF host routing, one device (\(devices[0])) and no endpoint routes skips the "
+                    + "route lookup: set endpointRoutes.enabled=true, or bpf.hostLegacyRouting=true, or name a second device",
+                true
+            )
+        }
+        return (
+            "BPF host routing without endpoint routes: Cilium before 1.20 skips the route lookup when the node has just "
+                + "one native device, and the settings do not say which devices it uses",
+            false
+        )
+    }
+
+    static func isAtLeast1_20(_ text: String) -> Bool {
+        let numbers = text.drop { !$0.isNumber }.split(separator: ".").prefix(2).compactMap { Int($0.prefix { $0.isNumber }) }
+        guard numbers.count == 2 else { return false }
+        return (numbers[0], numbers[1]) >= (1, 20)
+    }
+}
+
+/// Everything that an inventory knows.
+public struct Inventory: Equatable, Sendable {
+    public var nodes: [String: Node] = [:]
+    public var pods: [Pod] = []
+    /// Labels by namespace name.
+    public var namespaces: [String: [String: String]] = [:]
+    public var policies: [EgressPolicy] = []
+    public var cilium: CiliumSettings?
+    /// What is wrong with the objects, for people.
+    public var problems: [InventoryProblem] = []
+    public init() {}
+}
+
+/// Something in the inventory that was not understood.
+public struct InventoryProblem: Hashable, Sendable, CustomStringConvertible {
+    public let file: String
+    /// 1-based; 0 for the file as a whole.
+    public let document: Int
+    /// Path of the field, e.g. `spec.destinationCIDRs[0]`, or empty.
+    public let field: String
+    public let message: String
+    public init(file: String, document: Int = 0, field: String = "", message: String) {
+        self.file = file
+        self.document = document
+        self.field = field
+        self.message = message
+    }
+    public var description: String {
+        file + (document > 0 ? ", document \(document)" : "") + (field.isEmpty ? "" : ", \(field)") + ": \(message)"
+    }
+}

@@ -1,0 +1,50 @@
+/// What a node knows of itself and of nobody else.
+public struct LocalFacts: Equatable, Sendable {
+    /// An interface that packets may leave by.
+    public struct Interface: Equatable, Sendable {
+        public var name: String
+        public var addresses: [IPNetwork]
+        /// Host addresses as assigned, in the kernel's order.
+        public var hostAddresses: [IPAddress]
+        /// Next hop of a default route over it, if there is one.
+        public var gateway: IPAddress?
+        public init(name: String, addresses: [IPNetwork], hostAddresses: [IPAddress], gateway: IPAddress? = nil) {
+            self.name = name
+            self.addresses = addresses
+            self.hostAddresses = hostAddresses
+            self.gateway = gateway
+        }
+    }
+
+    public var nodeName: String
+    /// Found on `cilium_host`; nil: not known, the inventory's word counts.
+    public var overlayAddress: IPAddress?
+    /// MTU of the underlay device in bytes.
+    public var underlayMTU: Int
+    /// Device of the default route.
+    public var underlayDevice: String
+    public var interfaces: [Interface]
+    /// `net.ipv4.conf.all.rp_filter`; nil where it cannot be known.
+    public var reversePathFilterAll: Int?
+    /// False when the facts are those of no real node (`culvertctl plan` on a desk).
+    public var isLive: Bool
+
+    public init(
+        nodeName: String, overlayAddress: IPAddress? = nil, underlayMTU: Int = 1500,
+        underlayDevice: String = "underlay", interfaces: [Interface] = [], reversePathFilterAll: Int? = nil,
+        isLive: Bool = false
+    ) {
+        self.nodeName = nodeName
+        self.overlayAddress = overlayAddress
+        self.underlayMTU = underlayMTU
+        self.underlayDevice = underlayDevice
+        self.interfaces = interfaces
+        self.reversePathFilterAll = reversePathFilterAll
+        self.isLive = isLive
+    }
+
+    public func interface(_ name: String) -> Interface? { interfaces.first { $0.name == name } }
+    public func interface(with address: IPAddress) -> Interface? {
+        interfaces.first { $0.hostAddresses.contains(address) }
+    }
+}

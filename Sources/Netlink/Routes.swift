@@ -1,0 +1,175 @@
+import CLinux
+import Model
+
+extension NetlinkSocket {
+    /// `ip -4 route show table all proto 110`
+    public func ownRoutes(names: [Int32: String]) throws -> [Route] {
+        var routes: Set<Route> = []
+        var header = rtmsg()
+        header.rtm_family = UInt8(AF_INET)
+        header.rtm_protocol = Ownership.routeProtocol
+        let request = NetlinkMessage(
+            "ip -4 route show table all proto \(Ownership.routeProtocol)", type: UInt16(RTM_GETROUTE),
+            flags: UInt16(NLM_F_DUMP), header: header)
+        do {
+            try dump(request) { reply in
+                if let route = KernelRoute(reply), route.routeProtocol == Ownership.routeProtocol,
+                    let ours = route.own(names: names)
+                {
+                    routes.insert(ours)
+                }
+            }
+        } catch let error as NetlinkError where error.code == ENOENT {
+            return []
+        }
+        return Array(routes)
+    }
+
+    /// `ip -4 route show table all`, everybody's (for defaults of other interfaces, and inside pods).
+    public func allRoutesV4() throws -> [KernelRoute] {
+        var routes: [KernelRoute] = []
+        var header = rtmsg()
+        header.rtm_family = UInt8(AF_INET)
+        let request = NetlinkMessage(
+            "ip -4 route show table all", type: UInt16(RTM_GETROUTE), flags: UInt16(NLM_F_DUMP), header: header)
+        try dump(request) { reply in
+            if let route = KernelRoute(reply), !routes.contains(route) { routes.append(route) }
+        }
+        return routes
+    }
+
+    /// `ip -4 route show default`: default routes of every table, without the rest of what may be very many routes.
+    public func defaultRoutesV4() throws -> [KernelRoute] {
+        var routes: [KernelRoute] = []
+        var header = rtmsg()
+        header.rtm_family = UInt8(AF_INET)
+        header.rtm_type = UInt8(RTN_UNICAST)
+        let request = NetlinkMessage(
+            "ip -4 route show table all type unicast", type: UInt16(RTM_GETROUTE), flags: UInt16(NLM_F_DUMP),
+            header: header)
+        try dump(request) { reply in
+            if let route = KernelRoute(reply), route.destination.prefixLength == 0,
+                route.routeProtocol != Ownership.routeProtocol, !routes.contains(route)
+            {
+                routes.append(route)
+            }
+        }
+        return routes
+    }
+}
+
+/// A route as the kernel has it.
+public struct KernelRoute: Equatable, Sendable {
+    public var table: UInt32 = 0
+    public var destination: IPNetwork
+    public var type: UInt8 = 0
+    public var routeProtocol: UInt8 = 0
+    public var scope: UInt8 = 0
+    public var flags: UInt32 = 0
+    public var metric: UInt32 = 0
+    public var gateway: IPAddress?
+    public var index: Int32 = 0
+    public var nextHopID: UInt32 = 0
+    public var mtu: UInt32 = 0
+    public var source: IPAddress?
+
+    public init?(_ reply: NetlinkReply) {
+        guard let header = reply.fixed(rtmsg.self), header.rtm_family == UInt8(AF_INET) else { return nil }
+        // Exceptions of the route cache are no routes.
+        if header.rtm_flags & UInt32(RTM_F_CLONED) != 0 { return nil }
+        type = header.rtm_type
+        routeProtocol = header.rtm_protocol
+        scope = header.rtm_scope
+        flags = header.rtm_flags
+        table = UInt32(header.rtm_table)
+        var address = IPAddress(v4: 0)
+        for attribute in reply.attributes(after: MemoryLayout<rtmsg>.size) {
+            switch attribute.type {
+            case Int(RTA_DST.rawValue): address = attribute.address ?? address
+            case Int(RTA_TABLE.rawValue): table = attribute.u32
+            case Int(RTA_PRIORITY.rawValue): metric = attribute.u32
+            case Int(RTA_GATEWAY.rawValue): gateway = attribute.address
+            case Int(RTA_OIF.rawValue): index = Int32(bitPattern: attribute.u32)
+            case Int(RTA_NH_ID.rawValue): nextHopID = attribute.u32
+            case Int(RTA_PREFSRC.rawValue): source = attribute.address
+            case Int(RTA_METRICS.rawValue):
+                for entry in attribute.nested where entry.type == Int(RTAX_MTU) { mtu = entry.u32 }
+            default: break
+            }
+        }
+        destination = IPNetwork(address, prefixLength: Int(header.rtm_dst_len))
+    }
+
+    func own(names: [Int32: String]) -> Route? {
+        let kind: Route.Kind
+        switch Int(type) {
+        case RTN_UNREACHABLE: kind = .unreachable
+        case RTN_THROW: kind = .throwOn
+        case RTN_UNICAST, RTN_BLACKHOLE:
+            if nextHopID != 0 {
+                kind = .nextHop(nextHopID)
+            } else {
+                let name = names[index] ?? "if\(index)"
+                kind = gateway.map { .via($0, device: name) } ?? .device(name)
+            }
+        default: return nil
+        }
+        return Route(table: table, destination: destination, kind: kind, metric: metric)
+    }
+}
+
+public enum RouteRequest {
+    /// `ip route add …`
+    public static func add(_ route: Route, indexes: [String: Int32]) -> NetlinkMessage {
+        message("add", type: RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_EXCL, route, indexes: indexes)
+    }
+    /// `ip route replace …`
+    public static func replace(_ route: Route, indexes: [String: Int32]) -> NetlinkMessage {
+        message("replace", type: RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_REPLACE, route, indexes: indexes)
+    }
+    /// `ip route del …`
+    public static func delete(_ route: Route, indexes: [String: Int32]) -> NetlinkMessage {
+        message("del", type: RTM_DELROUTE, flags: 0, route, indexes: indexes)
+    }
+
+    private static func message(
+        _ verb: String, type: Int, flags: Int32, _ route: Route, indexes: [String: Int32]
+    ) -> NetlinkMessage {
+        var header = rtmsg()
+        header.rtm_family = UInt8(AF_INET)
+        header.rtm_dst_len = UInt8(route.destination.prefixLength)
+        header.rtm_protocol = Ownership.routeProtocol
+        header.rtm_scope = UInt8(RT_SCOPE_UNIVERSE.rawValue)
+        header.rtm_table = route.table < 256 ? UInt8(route.table) : UInt8(RT_TABLE_UNSPEC.rawValue)
+        switch route.kind {
+        case .throwOn: header.rtm_type = UInt8(RTN_THROW)
+        case .unreachable: header.rtm_type = UInt8(RTN_UNREACHABLE)
+        case .via:
+            header.rtm_type = UInt8(RTN_UNICAST)
+            header.rtm_flags = culvert_rtnh_onlink()
+        case .device:
+            header.rtm_type = UInt8(RTN_UNICAST)
+            header.rtm_scope = UInt8(RT_SCOPE_LINK.rawValue)
+        case .nextHop: header.rtm_type = UInt8(RTN_UNICAST)
+        }
+        if type == RTM_DELROUTE { header.rtm_scope = UInt8(RT_SCOPE_NOWHERE.rawValue) }
+        return NetlinkMessage(
+            "ip route \(verb) \(route.destination.routeText) table \(route.table)", type: UInt16(type),
+            flags: UInt16(flags), header: header, capacity: 256
+        ) { attributes in
+            if route.destination.prefixLength > 0 {
+                attributes.address(RTA_DST.rawValue, route.destination.address)
+            }
+            attributes.u32(RTA_TABLE.rawValue, route.table)
+            if route.metric != 0 { attributes.u32(RTA_PRIORITY.rawValue, route.metric) }
+            switch route.kind {
+            case .nextHop(let id): attributes.u32(RTA_NH_ID.rawValue, id)
+            case .device(let name): attributes.u32(RTA_OIF.rawValue, UInt32(indexes[name] ?? 0))
+            case .via(let gateway, let name):
+                attributes.address(RTA_GATEWAY.rawValue, gateway)
+                attributes.u32(RTA_OIF.rawValue, UInt32(indexes[name] ?? 0))
+            case .throwOn, .unreachable: break
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+import Model
+
+/// What this node does as a gateway: with which address and by which interface each identity leaves.
+struct GatewayEgress: Equatable {
+    let identity: EgressIdentity
+    /// nil: not translated.
+    let address: IPAddress?
+    /// Table to route by; the main one where nil.
+    let viaInterface: LocalFacts.Interface?
+
+    /// - Returns: the egress, or the reason why this node has none and drops the packets.
+    static func resolve(_ egress: EgressPolicy.Egress, facts: LocalFacts, node: Node?) -> Result {
+        let identity = EgressIdentity(egress)
+        switch egress {
+        case .untranslated: return .serves(GatewayEgress(identity: identity, address: nil, viaInterface: nil))
+        case .defaultAddress:
+            let address =
+                facts.interface(facts.underlayDevice)?.hostAddresses.first { $0.family == .v4 }
+                ?? (facts.isLive ? nil : node?.nodeV4)
+            guard let address else { return .refuses("\(facts.underlayDevice), the default route's interface, has no IPv4 address") }
+            return .serves(GatewayEgress(identity: identity, address: address, viaInterface: nil))
+        case .address(let address):
+            guard let interface = facts.interface(with: address) else {
+                if !facts.isLive {
+                    return .serves(GatewayEgress(identity: identity, address: address, viaInterface: nil))
+                }
+                return .refuses("egressIP \(address) is on no interface of \(facts.nodeName)")
+            }
+            let other = interface.name != facts.underlayDevice && interface.gateway != nil
+            return .serves(GatewayEgress(identity: identity, address: address, viaInterface: other ? interface : nil))
+        case .interface(let name):
+            guard let interface = facts.interface(name),
+                let address = interface.hostAddresses.first(where: { $0.family == .v4 })
+            else {
+                return .refuses("interface \(name) does not exist on \(facts.nodeName) or has no IPv4 address")
+            }
+            return .serves(
+                GatewayEgress(
+                    identity: identity, address: address,
+                    viaInterface: name == facts.underlayDevice ? nil : interface))
+        }
+    }
+
+    enum Result: Equatable {
+        case serves(GatewayEgress)
+        case refuses(String)
+    }
+
+    /// Routes for packets that leave by another interface than the default route's.
+    static func routes(table: UInt32, interface: LocalFacts.Interface) -> [Route] {
+        var routes: [Route] = []
+        let networks = Set(interface.addresses.filter { $0.family == .v4 && !$0.isHost })
+        for network in networks {
+            routes.append(Route(table: table, destination: network, kind: .device(interface.name)))
+        }
+        let way: Route.Kind = interface.gateway.map { .via($0, device: interface.name) } ?? .device(interface.name)
+        routes.append(Route(table: table, destination: .everythingV4, kind: way))
+        routes.append(
+            Route(table: table, destination: .everythingV4, kind: .unreachable, metric: Ownership.backstopMetric))
+        return routes
+    }
+}
+
+/// The table `inet culvert`.
+enum GatewayFirewall {
+    /// Cilium's devices, by which packets for this node's overlay address arrive.
+    static let overlayDevices = "cilium_"
+    static let sourcePriority: Int32 = -300
+    static let sourceNATPriority: Int32 = 100 - 10
+
+    /// One policy table of this node's pods.
+    struct PodSet {
+        let table: UInt32
+        let pods: Set<IPAddress>
+        let destinations: [ClosedRange<UInt32>]
+    }
+
+    static func table(
+        tunnels: TunnelLinks, node: Node?, peers: [Node], serving: [GatewayEgress], podSets: [PodSet], overlayMTU: Int
+    ) -> FirewallTable {
+        var sets: [FirewallSet] = []
+        let local = tunnels.local
+        sets.append(sourceSet("tunnel_peers", peers.compactMap { peer in peer.overlayV4.map { ($0, peer) } }))
+        sets.append(sourceSet("tunnel_self", node.map { [(local, $0)] } ?? []))
+        sets.append(
+            FirewallSet(
+                name: "tunnel_outer", key: .address, interval: false,
+                elements: Set(peers.compactMap { $0.overlayV4?.v4Value }.map { .init(first: $0, last: $0) })))
+        let keys = serving.map(\.identity).filter { $0 != .defaultAddress }
+        sets.append(
+            FirewallSet(
+                name: "egress_keys", key: .number, interval: false,
+                elements: Set(keys.map { .init(first: $0.key, last: $0.key) })))
+        for set in podSets {
+            sets.append(
+                FirewallSet(
+                    name: "pods_\(set.table)", key: .address, interval: false,
+                    elements: Set(set.pods.map { .init(first: $0.v4Value, last: $0.v4Value) })))
+            sets.append(
+                FirewallSet(
+                    name: "dst_\(set.table)", key: .address, interval: true,
+                    elements: Set(set.destinations.map { .init(first: $0.lowerBound, last: $0.upperBound) })))
+        }
+        // Pods of other nodes, whose connections leave here: both directions of their handshakes pass the forward hook.
+        sets.append(
+            FirewallSet(
+                name: "remote_pods", key: .address, interval: true,
+                elements: Set(
+                    IPRanges.of((peers + (node.map { [$0] } ?? [])).flatMap(\.podCIDRs)).map {
+                        .init(first: $0.lowerBound, last: $0.upperBound)
+                    })))
+
+        var chains = [inputChain(tunnels: tunnels, local: local, serving: serving)]
+        chains.append(
+            FirewallChain(
+                name: "prerouting", kind: .filter, hook: .prerouting, priority: sourcePriority,
+                rules: podSets.map { set in
+                    FirewallRule([
+                        .incoming(Ownership.linkPrefix, prefix: true, negated: true),
+                        .lookup([.sourceAddress], set: "pods_\(set.table)", negated: false),
+                        .lookup([.destinationAddress], set: "dst_\(set.table)", negated: false), .notrack,
+                    ])
+                }))
+        chains.append(clampChain(tunnels: tunnels, serving: serving))
+        chains.append(
+            FirewallChain(
+                name: "postrouting", kind: .nat, hook: .postrouting, priority: sourceNATPriority,
+                rules: serving.flatMap { egress in
+                    guard let address = egress.address else { return [FirewallRule]() }
+                    return tunnels.devices(of: egress.identity).map { device in
+                        FirewallRule([
+                            .ipv4Only, .incoming(device, prefix: false, negated: false),
+                            .outgoing(Ownership.linkPrefix, prefix: true, negated: true), .snat(address),
+                        ])
+                    }
+                }))
+        return FirewallTable(chains: chains, sets: sets)
+    }
+
+    /// Outer source and the inner sources that it may send: its pod CIDRs, its own node and overlay addresses.
+    private static func sourceSet(_ name: String, _ senders: [(IPAddress, Node)]) -> FirewallSet {
+        var elements: Set<FirewallSet.Element> = []
+        for (outer, node) in senders {
+            for range in IPRanges.of(node.podCIDRs + node.addresses.map { IPNetwork(host: $0) }) {
+                elements.insert(.init(pair: outer.v4Value, first: range.lowerBound, last: range.upperBound))
+            }
+        }
+        return FirewallSet(name: name, key: .addressPair, interval: true, elements: elements)
+    }
+
+    /// One kind of tunnel packet as the input hook sees it.
+    private struct Envelope {
+        /// Tells packets of this kind from all others.
+        let match: [FirewallStatement]
+        /// What a good one has besides.
+        let wellFormed: [FirewallStatement]
+        /// Where the inner IPv4 source is.
+        let innerSource: PacketField
+        let name: String
+    }
+
+    /// Judges tunnel packets on the outer packet, while both headers can be seen.
+    private static func inputChain(tunnels: TunnelLinks, local: IPAddress, serving: [GatewayEgress]) -> FirewallChain {
+        let toUs: [FirewallStatement] = [.ipv4Only, .match(.destinationAddress, local.v4Value, negated: false)]
+        let servesDefault = serving.contains { $0.identity == .defaultAddress }
+        let servesKeys = serving.contains { $0.identity != .defaultAddress }
+        var rules: [FirewallRule] = []
+        for envelope in envelopes(tunnels.tunnelProtocol) {
+            let served = envelope.name == "ipip" ? servesDefault : envelope.name == "gre" ? servesKeys : !serving.isEmpty
+            let base = toUs + envelope.match
+            if served {
+                rules.append(
+                    FirewallRule(
+                        base + envelope.wellFormed + [
+                            .incoming(overlayDevices, prefix: true, negated: false),
+                            .lookup([.sourceAddress, envelope.innerSource], set: "tunnel_peers", negated: false),
+                            .counter, .accept,
+                        ], comment: "\(envelope.name): from peers"))
+                rules.append(
+                    FirewallRule(
+                        base + envelope.wellFormed + [
+                            .incoming("lo", prefix: false, negated: false),
+                            .lookup([.sourceAddress, envelope.innerSource], set: "tunnel_self", negated: false),
+                            .counter, .accept,
+                        ], comment: "\(envelope.name): from self"))
+                rules.append(
+                    FirewallRule(
+                        base + [
+                            .incoming(overlayDevices, prefix: true, negated: true),
+                            .incoming("lo", prefix: false, negated: true), .counter, .drop,
+                        ], comment: "\(envelope.name): wrong interface"))
+                rules.append(
+                    FirewallRule(
+                        base + [
+                            .incoming(overlayDevices, prefix: true, negated: false),
+                            .lookup([.sourceAddress], set: "tunnel_outer", negated: true), .counter, .drop,
+                        ], comment: "\(envelope.name): outer source is no peer"))
+                rules.append(
+                    FirewallRule(
+                        base + [.counter, .drop], comment: "\(envelope.name): inner source or header not allowed"))
+            } else {
+                rules.append(FirewallRule(base + [.counter, .drop], comment: "\(envelope.name): not a gateway for it"))
+            }
+        }
+        return FirewallChain(name: "input", kind: .filter, hook: .input, priority: 0, rules: rules)
+    }
+
+    private static func envelopes(_ tunnelProtocol: Configuration.TunnelProtocol) -> [Envelope] {
+        func layer4(_ number: UInt32) -> [FirewallStatement] { [.match(.layer4Protocol, number, negated: false)] }
+        func udp(_ port: UInt16) -> [FirewallStatement] {
+            layer4(17) + [.match(.udpDestinationPort, UInt32(port), negated: false)]
+        }
+        /// GRE header "key only" with IPv4 inside and a key that this gateway knows; `offset` in bits.
+        func greHeader(_ offset: Int) -> [FirewallStatement] {
+            [
+                .match(.transport(offset: offset, bits: 32), 0x2000_0800, negated: false),
+                .lookup([.transport(offset: offset + 32, bits: 32)], set: "egress_keys", negated: false),
+            ]
+        }
+        let ipip = Envelope(
+            match: layer4(4), wellFormed: [], innerSource: .transport(offset: 96, bits: 32), name: "ipip")
+        let gre = Envelope(
+            match: layer4(47), wellFormed: greHeader(0), innerSource: .transport(offset: 64 + 96, bits: 32),
+            name: "gre")
+        let fouIPIP = Envelope(
+            match: udp(Ownership.fouIPIPPort), wellFormed: [], innerSource: .transport(offset: 64 + 96, bits: 32),
+            name: "ipip")
+        let fouGRE = Envelope(
+            match: udp(Ownership.fouGREPort), wellFormed: greHeader(64),
+            innerSource: .transport(offset: 64 + 64 + 96, bits: 32), name: "gre")
+        // UDP 8, VXLAN 8, Ethernet 14 bytes; the type field is the last two of them.
+        let vxlan = Envelope(
+            match: udp(Ownership.vxlanPort),
+            wellFormed: [.match(.transport(offset: (8 + 8 + 12) * 8, bits: 16), 0x0800, negated: false)],
+            innerSource: .transport(offset: (8 + 8 + 14 + 12) * 8, bits: 32), name: "vxlan")
+        switch tunnelProtocol {
+        case .ipip: return [ipip, gre]
+        case .fou: return [fouIPIP, fouGRE]
+        case .vxlan: return [vxlan]
+        }
+    }
+
+    /// Adopted pods have no routes with the smaller MTU, so handshakes through the gateway are clamped.
+    private static func clampChain(tunnels: TunnelLinks, serving: [GatewayEgress]) -> FirewallChain {
+        var rules: [FirewallRule] = []
+        if !serving.isEmpty, let smallest = tunnels.tunnels.values.map(\.podMTU).min() {
+            let clamp = FirewallStatement.clampMSS(UInt16(clamping: smallest - 40))
+            rules.append(
+                FirewallRule([.incoming(Ownership.linkPrefix, prefix: true, negated: false), .tcpSyn, clamp]))
+            rules.append(
+                FirewallRule([
+                    .incoming(overlayDevices, prefix: true, negated: true),
+                    .lookup([.destinationAddress], set: "remote_pods", negated: false), .tcpSyn, clamp,
+                ]))
+        }
+        return FirewallChain(name: "forward", kind: .filter, hook: .forward, priority: -150, rules: rules)
+    }
+}

@@ -1,0 +1,161 @@
+import Model
+
+/// Tunnel devices, their MTUs and how a packet is handed to them.
+struct TunnelLinks {
+    /// Bytes that each header costs (facts: RFC 2003, RFC 2784 and 2890, RFC 7348).
+    enum Overhead {
+        /// Cilium's own VXLAN or Geneve over IPv4.
+        static let overlay = 50
+        static let ipip = 20
+        static let greWithKey = 28
+        static let fou = 8
+        static let vxlan = 50
+        /// What eBPF host routing takes off a device without Ethernet header: the kernel compares a length that still
+        /// has the pod's 14 bytes with the MTU plus 4.
+        static let ebpfAllowance = 10
+    }
+
+    /// One device with what it is for.
+    struct Tunnel: Equatable {
+        let link: Link
+        let identity: EgressIdentity
+        /// The largest packet that passes it under either kind of routing, bytes.
+        let podMTU: Int
+    }
+
+    let tunnelProtocol: Configuration.TunnelProtocol
+    let local: IPAddress
+    private(set) var tunnels: [String: Tunnel] = [:]
+    private(set) var neighbours: [Neighbour] = []
+    private(set) var numbers: AssignedIDs.Numbers
+    private let overlayMTU: Int
+
+    /// Gateway address on a tunnel to self over VXLAN: a route's gateway may not be one of the node's own addresses,
+    /// and this one exists only as a permanent neighbour entry.
+    static let selfGateway = IPAddress(v4: 0xA9FE_2F01)
+
+    /// - Parameters:
+    ///   - senders: (gateway's overlay address, identity) pairs that pods of this node use.
+    ///   - served: identities that this node is a gateway for.
+    init(
+        tunnelProtocol: Configuration.TunnelProtocol, local: IPAddress, overlayMTU: Int,
+        senders: [(gateway: IPAddress, identity: EgressIdentity)], served: Set<EgressIdentity>,
+        previous: AssignedIDs.Numbers
+    ) {
+        self.tunnelProtocol = tunnelProtocol
+        self.local = local
+        self.overlayMTU = overlayMTU
+        var keys: Set<String> = []
+        for (gateway, identity) in senders {
+            keys.insert(TunnelLinks.senderKey(tunnelProtocol, local: local, gateway: gateway, identity: identity))
+        }
+        for identity in served { keys.insert(TunnelLinks.receiverKey(tunnelProtocol, identity)) }
+        if tunnelProtocol == .vxlan {
+            for (gateway, identity) in senders where gateway == local {
+                keys.insert(TunnelLinks.receiverKey(tunnelProtocol, identity))
+            }
+        }
+        let mainKey = TunnelLinks.receiverKey(tunnelProtocol, .defaultAddress)
+        keys.remove(mainKey)
+        numbers = AssignedIDs.assign(keys, previous: previous, first: 1)
+
+        add(mainKey, kind: receiver(.defaultAddress), identity: .defaultAddress)
+        for identity in served.sorted() where identity != .defaultAddress {
+            add(TunnelLinks.receiverKey(tunnelProtocol, identity), kind: receiver(identity), identity: identity)
+        }
+        for (gateway, identity) in senders {
+            let key = TunnelLinks.senderKey(tunnelProtocol, local: local, gateway: gateway, identity: identity)
+            add(key, kind: sender(gateway, identity), identity: identity)
+            if tunnelProtocol == .vxlan { addNeighbour(key, gateway: gateway, identity: identity) }
+        }
+        neighbours = Array(Set(neighbours)).sorted { ($0.device, $0.peer) < ($1.device, $1.peer) }
+    }
+
+    private mutating func add(_ key: String, kind: Link.Kind, identity: EgressIdentity) {
+        guard tunnels[key] == nil else { return }
+        let name = numbers[key].map { "\(Ownership.linkPrefix)-\($0)" } ?? Ownership.mainTunnel
+        let mtu = overlayMTU - TunnelLinks.overhead(kind)
+        tunnels[key] = Tunnel(
+            link: Link(name: name, kind: kind, mtu: mtu, address: local), identity: identity,
+            podMTU: tunnelProtocol == .vxlan ? mtu : mtu - Overhead.ebpfAllowance)
+    }
+
+    static func overhead(_ kind: Link.Kind) -> Int {
+        switch kind {
+        case .ipip(_, _, let fou): Overhead.ipip + (fou == nil ? 0 : Overhead.fou)
+        case .gre(_, _, _, let fou): Overhead.greWithKey + (fou == nil ? 0 : Overhead.fou)
+        case .vxlan: Overhead.vxlan
+        }
+    }
+
+    private func receiver(_ identity: EgressIdentity) -> Link.Kind { device(remote: nil, identity) }
+    private func sender(_ gateway: IPAddress, _ identity: EgressIdentity) -> Link.Kind {
+        if tunnelProtocol == .vxlan && gateway == local {
+            // A VXLAN frame whose source MAC is the receiving device's own is dropped, so the way to self needs a
+            // second device. Its forwarding entry sends with the receiver's VNI.
+            return .vxlan(
+                local: local, vni: identity.vni | EgressIdentity.selfVNIBit, port: Ownership.vxlanPort,
+                mac: TunnelLinks.mac(local, toSelf: true))
+        }
+        return device(remote: gateway, identity)
+    }
+
+    private func device(remote: IPAddress?, _ identity: EgressIdentity) -> Link.Kind {
+        let fou = tunnelProtocol == .fou
+        switch tunnelProtocol {
+        case .vxlan:
+            return .vxlan(
+                local: local, vni: identity.vni, port: Ownership.vxlanPort, mac: TunnelLinks.mac(local, toSelf: false))
+        case .ipip, .fou:
+            if identity == .defaultAddress {
+                return .ipip(local: local, remote: remote, fouPort: fou ? Ownership.fouIPIPPort : nil)
+            }
+            return .gre(local: local, remote: remote, key: identity.key, fouPort: fou ? Ownership.fouGREPort : nil)
+        }
+    }
+
+    private mutating func addNeighbour(_ key: String, gateway: IPAddress, identity: EgressIdentity) {
+        guard let tunnel = tunnels[key] else { return }
+        let toSelf = gateway == local
+        neighbours.append(
+            Neighbour(
+                device: tunnel.link.name, peer: toSelf ? TunnelLinks.selfGateway : gateway,
+                mac: TunnelLinks.mac(gateway, toSelf: false), remote: gateway, vni: toSelf ? identity.vni : nil))
+    }
+
+    /// A locally administered MAC address that every node can work out: 02:c7 and the overlay address (03→ bit 2 set
+    /// for the sending end of a tunnel to self).
+    static func mac(_ address: IPAddress, toSelf: Bool) -> MACAddress {
+        MACAddress((toSelf ? 0x06C7 : 0x02C7) << 32 | UInt64(address.v4Value))
+    }
+
+    /// The next hop towards `gateway`.
+    func nextHop(gateway: IPAddress, identity: EgressIdentity) -> NextHop.Target? {
+        guard let tunnel = tunnel(gateway: gateway, identity: identity) else { return nil }
+        guard tunnelProtocol == .vxlan else { return .device(tunnel.link.name) }
+        return .via(gateway == local ? TunnelLinks.selfGateway : gateway, device: tunnel.link.name)
+    }
+
+    func tunnel(gateway: IPAddress, identity: EgressIdentity) -> Tunnel? {
+        tunnels[TunnelLinks.senderKey(tunnelProtocol, local: local, gateway: gateway, identity: identity)]
+    }
+
+    /// Every device that packets of `identity` may arrive on, by name.
+    func devices(of identity: EgressIdentity) -> [String] {
+        tunnels.values.filter { $0.identity == identity }.map(\.link.name).sorted()
+    }
+
+    var links: [Link] { tunnels.values.map(\.link).sorted { $0.name < $1.name } }
+
+    static func senderKey(
+        _ tunnelProtocol: Configuration.TunnelProtocol, local: IPAddress, gateway: IPAddress, identity: EgressIdentity
+    ) -> String {
+        switch tunnelProtocol {
+        case .vxlan: gateway == local ? "vxlan/\(identity.key)>self" : receiverKey(.vxlan, identity)
+        case .ipip, .fou: "\(identity.key)>\(gateway)"
+        }
+    }
+    static func receiverKey(_ tunnelProtocol: Configuration.TunnelProtocol, _ identity: EgressIdentity) -> String {
+        "\(tunnelProtocol == .vxlan ? "vxlan/" : "")\(identity.key)"
+    }
+}

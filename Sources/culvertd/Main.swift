@@ -1,0 +1,4 @@
+import Hummingbird
+import ServiceLifecycle
+import ArgumentParser
+@main struct M { static func main() {} }
