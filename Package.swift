@@ -64,7 +64,7 @@ let package = Package(
         .target(name: "Model", dependencies: ["CLinux", "Jansson"]),
         .target(name: "Netlink", dependencies: ["Model", "CMnl", "CLinux"]),
         .target(name: "Firewall", dependencies: ["Model", "Netlink", "CMnl", "CNftnl", "CLinux"]),
-        .target(name: "Inventory", dependencies: ["Model", "Jansson", .product(name: "Yams", package: "Yams")]),
+        .target(name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", .product(name: "Yams", package: "Yams")]),
         .target(name: "Planner", dependencies: ["Model", "Jansson"]),
         .target(
             name: "Datapath",

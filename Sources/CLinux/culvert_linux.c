@@ -209,3 +209,16 @@ __attribute__((constructor)) static void keep_arguments(int argc, char **argv) {
     arguments = argv;
 }
 const char *culvert_argument(int index) { return index < argument_count ? arguments[index] : NULL; }
+
+#include <sys/inotify.h>
+int culvert_watch_directory(const char *path) {
+    int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (fd < 0) return -errno;
+    if (inotify_add_watch(fd, path, IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_ATTRIB |
+                                        IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR) < 0) {
+        int error = -errno;
+        close(fd);
+        return error;
+    }
+    return fd;
+}

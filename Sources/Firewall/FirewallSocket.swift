@@ -51,6 +51,7 @@ public final class FirewallSocket {
     private static let addressPairType: UInt32 = 7 << 6 | 7
 
     public init() throws { socket = try NetlinkSocket(bus: NETLINK_NETFILTER) }
+    var portOfSocket: UInt32 { socket.port }
 
     // MARK: reading
 
@@ -60,7 +61,7 @@ public final class FirewallSocket {
         let bytes = [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
             guard let base = buffer.baseAddress,
                 let header = nftnl_nlmsg_build_hdr(
-                    base, UInt16(command.rawValue), UInt16(NFPROTO_INET.rawValue), UInt16(flags), 0)
+                    base, UInt16(command.rawValue), UInt16(NFPROTO_INET), UInt16(flags), 0)
             else { return }
             body(header)
             count = Int(header.pointee.nlmsg_len)
@@ -89,13 +90,13 @@ public final class FirewallSocket {
             guard let chain = nftnl_chain_alloc() else { return }
             defer { nftnl_chain_free(chain) }
             guard nftnl_chain_nlmsg_parse(reply.header, chain) == 0,
-                text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_TABLE))) == Ownership.firewallTable,
-                nftnl_chain_get_u32(chain, UInt16(NFTNL_CHAIN_FAMILY)) == UInt32(NFPROTO_INET.rawValue)
+                text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_TABLE.rawValue))) == Ownership.firewallTable,
+                nftnl_chain_get_u32(chain, UInt16(NFTNL_CHAIN_FAMILY.rawValue)) == UInt32(NFPROTO_INET)
             else { return }
-            result.chains[text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_NAME)))] = KernelFirewall.Chain(
-                kind: text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_TYPE))),
-                hook: nftnl_chain_get_u32(chain, UInt16(NFTNL_CHAIN_HOOKNUM)),
-                priority: nftnl_chain_get_s32(chain, UInt16(NFTNL_CHAIN_PRIO)))
+            result.chains[text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_NAME.rawValue)))] = KernelFirewall.Chain(
+                kind: text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_TYPE.rawValue))),
+                hook: nftnl_chain_get_u32(chain, UInt16(NFTNL_CHAIN_HOOKNUM.rawValue)),
+                priority: nftnl_chain_get_s32(chain, UInt16(NFTNL_CHAIN_PRIO.rawValue)))
         }
         let rules = request(NFT_MSG_GETRULE, flags: NLM_F_DUMP, "nft list table inet culvert") {
             mnl_attr_put_strz($0, UInt16(NFTA_RULE_TABLE.rawValue), Ownership.firewallTable)
@@ -104,10 +105,10 @@ public final class FirewallSocket {
             guard let rule = nftnl_rule_alloc() else { return }
             defer { nftnl_rule_free(rule) }
             guard nftnl_rule_nlmsg_parse(reply.header, rule) == 0,
-                text(nftnl_rule_get_str(rule, UInt16(NFTNL_RULE_TABLE))) == Ownership.firewallTable,
-                nftnl_rule_get_u32(rule, UInt16(NFTNL_RULE_FAMILY)) == UInt32(NFPROTO_INET.rawValue)
+                text(nftnl_rule_get_str(rule, UInt16(NFTNL_RULE_TABLE.rawValue))) == Ownership.firewallTable,
+                nftnl_rule_get_u32(rule, UInt16(NFTNL_RULE_FAMILY.rawValue)) == UInt32(NFPROTO_INET)
             else { return }
-            let chain = text(nftnl_rule_get_str(rule, UInt16(NFTNL_RULE_CHAIN)))
+            let chain = text(nftnl_rule_get_str(rule, UInt16(NFTNL_RULE_CHAIN.rawValue)))
             let (body, counter) = RuleExpressions.text(rule)
             result.chains[chain]?.rules.append(body)
             if let counter, let comment = RuleExpressions.comment(rule) {
@@ -124,11 +125,11 @@ public final class FirewallSocket {
             guard let set = nftnl_set_alloc() else { return }
             defer { nftnl_set_free(set) }
             guard nftnl_set_nlmsg_parse(reply.header, set) == 0,
-                text(nftnl_set_get_str(set, UInt16(NFTNL_SET_TABLE))) == Ownership.firewallTable
+                text(nftnl_set_get_str(set, UInt16(NFTNL_SET_TABLE.rawValue))) == Ownership.firewallTable
             else { return }
-            result.sets[text(nftnl_set_get_str(set, UInt16(NFTNL_SET_NAME)))] = KernelFirewall.Set(
-                flags: nftnl_set_get_u32(set, UInt16(NFTNL_SET_FLAGS)),
-                keyLength: nftnl_set_get_u32(set, UInt16(NFTNL_SET_KEY_LEN)))
+            result.sets[text(nftnl_set_get_str(set, UInt16(NFTNL_SET_NAME.rawValue)))] = KernelFirewall.Set(
+                flags: nftnl_set_get_u32(set, UInt16(NFTNL_SET_FLAGS.rawValue)),
+                keyLength: nftnl_set_get_u32(set, UInt16(NFTNL_SET_KEY_LEN.rawValue)))
         }
         for (name, set) in result.sets { result.sets[name]?.elements = try readElements(name, set) }
         return result
@@ -309,7 +310,7 @@ public final class FirewallSocket {
                 [UInt8](unsafeUninitializedCapacity: capacity) { buffer, count in
                     guard let base = buffer.baseAddress,
                         let header = nftnl_nlmsg_build_hdr(
-                            base, UInt16(type.rawValue), UInt16(NFPROTO_INET.rawValue), UInt16(flags), number)
+                            base, UInt16(type.rawValue), UInt16(NFPROTO_INET), UInt16(flags), number)
                     else { return }
                     body(header)
                     count = Int(header.pointee.nlmsg_len)
@@ -330,15 +331,15 @@ public final class FirewallSocket {
         mutating func addSet(_ set: FirewallSet, id: UInt32) {
             guard let object = nftnl_set_alloc() else { return }
             defer { nftnl_set_free(object) }
-            nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE), Ownership.firewallTable)
-            nftnl_set_set_str(object, UInt16(NFTNL_SET_NAME), set.name)
-            nftnl_set_set_u32(object, UInt16(NFTNL_SET_FAMILY), UInt32(NFPROTO_INET.rawValue))
+            nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE.rawValue), Ownership.firewallTable)
+            nftnl_set_set_str(object, UInt16(NFTNL_SET_NAME.rawValue), set.name)
+            nftnl_set_set_u32(object, UInt16(NFTNL_SET_FAMILY.rawValue), UInt32(NFPROTO_INET))
             nftnl_set_set_u32(
-                object, UInt16(NFTNL_SET_KEY_TYPE), set.key == .addressPair ? addressPairType : addressType)
-            nftnl_set_set_u32(object, UInt16(NFTNL_SET_KEY_LEN), UInt32(set.key.bytes))
-            nftnl_set_set_u32(object, UInt16(NFTNL_SET_FLAGS), FirewallSocket.flags(set))
-            nftnl_set_set_u32(object, UInt16(NFTNL_SET_ID), id)
-            if set.key == .addressPair { nftnl_set_set_data(object, UInt16(NFTNL_SET_DESC_CONCAT), [UInt8(4), 4], 2) }
+                object, UInt16(NFTNL_SET_KEY_TYPE.rawValue), set.key == .addressPair ? addressPairType : addressType)
+            nftnl_set_set_u32(object, UInt16(NFTNL_SET_KEY_LEN.rawValue), UInt32(set.key.bytes))
+            nftnl_set_set_u32(object, UInt16(NFTNL_SET_FLAGS.rawValue), FirewallSocket.flags(set))
+            nftnl_set_set_u32(object, UInt16(NFTNL_SET_ID.rawValue), id)
+            if set.key == .addressPair { nftnl_set_set_data(object, UInt16(NFTNL_SET_DESC_CONCAT.rawValue), [UInt8(4), 4], 2) }
             add("nft add set inet culvert \(set.name)", NFT_MSG_NEWSET, flags: NLM_F_CREATE | NLM_F_EXCL) {
                 nftnl_set_nlmsg_build_payload($0, object)
             }
@@ -349,8 +350,8 @@ public final class FirewallSocket {
             for start in stride(from: 0, to: sorted.count, by: 256) {
                 guard let object = nftnl_set_alloc() else { return }
                 defer { nftnl_set_free(object) }
-                nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE), Ownership.firewallTable)
-                nftnl_set_set_str(object, UInt16(NFTNL_SET_NAME), set.name)
+                nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE.rawValue), Ownership.firewallTable)
+                nftnl_set_set_str(object, UInt16(NFTNL_SET_NAME.rawValue), set.name)
                 for element in sorted[start..<min(start + 256, sorted.count)] { put(element, set, object) }
                 let verb = adding ? "add" : "delete"
                 add(
@@ -384,12 +385,12 @@ public final class FirewallSocket {
         mutating func addChain(_ chain: FirewallChain) {
             guard let object = nftnl_chain_alloc() else { return }
             defer { nftnl_chain_free(object) }
-            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_TABLE), Ownership.firewallTable)
-            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_NAME), chain.name)
-            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_TYPE), chain.kind.rawValue)
-            nftnl_chain_set_u32(object, UInt16(NFTNL_CHAIN_HOOKNUM), chain.hook.rawValue)
-            nftnl_chain_set_s32(object, UInt16(NFTNL_CHAIN_PRIO), chain.priority)
-            nftnl_chain_set_u32(object, UInt16(NFTNL_CHAIN_POLICY), 1)  // NF_ACCEPT
+            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_TABLE.rawValue), Ownership.firewallTable)
+            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_NAME.rawValue), chain.name)
+            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_TYPE.rawValue), chain.kind.rawValue)
+            nftnl_chain_set_u32(object, UInt16(NFTNL_CHAIN_HOOKNUM.rawValue), chain.hook.rawValue)
+            nftnl_chain_set_s32(object, UInt16(NFTNL_CHAIN_PRIO.rawValue), chain.priority)
+            nftnl_chain_set_u32(object, UInt16(NFTNL_CHAIN_POLICY.rawValue), 1)  // NF_ACCEPT
             add("nft add chain inet culvert \(chain.name)", NFT_MSG_NEWCHAIN, flags: NLM_F_CREATE | NLM_F_EXCL) {
                 nftnl_chain_nlmsg_build_payload($0, object)
             }

@@ -17,13 +17,13 @@ enum RuleExpressions {
     /// - Parameter counter: what a counter of the rule starts with.
     static func make(_ rule: FirewallRule, chain: String, counter: Counter) -> OpaquePointer? {
         guard let object = nftnl_rule_alloc() else { return nil }
-        nftnl_rule_set_str(object, UInt16(NFTNL_RULE_TABLE), Ownership.firewallTable)
-        nftnl_rule_set_str(object, UInt16(NFTNL_RULE_CHAIN), chain)
-        nftnl_rule_set_u32(object, UInt16(NFTNL_RULE_FAMILY), UInt32(NFPROTO_INET.rawValue))
+        nftnl_rule_set_str(object, UInt16(NFTNL_RULE_TABLE.rawValue), Ownership.firewallTable)
+        nftnl_rule_set_str(object, UInt16(NFTNL_RULE_CHAIN.rawValue), chain)
+        nftnl_rule_set_u32(object, UInt16(NFTNL_RULE_FAMILY.rawValue), UInt32(NFPROTO_INET))
         if let comment = rule.comment, let buffer = nftnl_udata_buf_alloc(256) {
             nftnl_udata_put_strz(buffer, UInt8(NFTNL_UDATA_RULE_COMMENT.rawValue), comment)
             nftnl_rule_set_data(
-                object, UInt16(NFTNL_RULE_USERDATA), nftnl_udata_buf_data(buffer), nftnl_udata_buf_len(buffer))
+                object, UInt16(NFTNL_RULE_USERDATA.rawValue), nftnl_udata_buf_data(buffer), nftnl_udata_buf_len(buffer))
             nftnl_udata_buf_free(buffer)
         }
         for statement in rule.statements { add(statement, to: object, counter: counter) }
@@ -102,7 +102,7 @@ enum RuleExpressions {
         switch statement {
         case .ipv4Only:
             meta(rule, UInt32(NFT_META_NFPROTO.rawValue))
-            compare(rule, [UInt8(NFPROTO_IPV4.rawValue)])
+            compare(rule, [UInt8(NFPROTO_IPV4)])
         case .incoming(let name, let prefix, let negated):
             interface(rule, key: UInt32(NFT_META_IIFNAME.rawValue), name, prefix: prefix, negated: negated)
         case .outgoing(let name, let prefix, let negated):
@@ -117,7 +117,7 @@ enum RuleExpressions {
             expression(rule, "bitwise") {
                 nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_SREG), register)
                 nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_DREG), register)
-                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_OP), UInt32(NFT_BITWISE_BOOL.rawValue))
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_OP), 0)
                 nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_LEN), 1)
                 nftnl_expr_set($0, UInt16(NFTNL_EXPR_BITWISE_MASK), [UInt8(0x06)], 1)
                 nftnl_expr_set($0, UInt16(NFTNL_EXPR_BITWISE_XOR), [UInt8(0)], 1)
@@ -145,7 +145,7 @@ enum RuleExpressions {
             immediate(rule, address.bytes)
             expression(rule, "nat") {
                 nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_NAT_TYPE), UInt32(NFT_NAT_SNAT.rawValue))
-                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_NAT_FAMILY), UInt32(NFPROTO_IPV4.rawValue))
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_NAT_FAMILY), UInt32(NFPROTO_IPV4))
                 nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_NAT_REG_ADDR_MIN), register)
                 nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_NAT_REG_ADDR_MAX), register)
                 nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_NAT_FLAGS), 1)  // NF_NAT_RANGE_MAP_IPS
@@ -188,7 +188,7 @@ enum RuleExpressions {
 
     static func comment(_ rule: OpaquePointer) -> String? {
         var length: UInt32 = 0
-        guard let data = nftnl_rule_get_data(rule, UInt16(NFTNL_RULE_USERDATA), &length), length > 2 else { return nil }
+        guard let data = nftnl_rule_get_data(rule, UInt16(NFTNL_RULE_USERDATA.rawValue), &length), length > 2 else { return nil }
         let bytes = UnsafeRawBufferPointer(start: data, count: Int(length))
         // Type, length, text with its NUL (libnftnl's udata attributes); the comment is the only one we write.
         guard bytes[0] == UInt8(NFTNL_UDATA_RULE_COMMENT.rawValue), Int(bytes[1]) + 2 <= bytes.count else { return nil }

@@ -202,3 +202,17 @@ public enum LinkRequest {
         return NetlinkMessage("ip link del dev \(name)", type: UInt16(RTM_DELLINK), flags: 0, header: header)
     }
 }
+
+extension NetlinkSocket {
+    /// `ip link show` by index, or nil.
+    public func link(index: Int32) throws -> KernelLink? {
+        var found: KernelLink?
+        var header = ifinfomsg()
+        header.ifi_index = index
+        let request = NetlinkMessage("ip link show index \(index)", type: UInt16(RTM_GETLINK), flags: 0, header: header)
+        do { try get(request) { found = KernelLink($0) } } catch let error as NetlinkError where error.code == ENODEV {
+            return nil
+        }
+        return found
+    }
+}

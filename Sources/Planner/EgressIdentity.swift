@@ -19,9 +19,10 @@ public struct EgressIdentity: Hashable, Sendable, Comparable {
         }
     }
 
-    /// The identity on a VXLAN tunnel: the key folded by exclusive or to 23 bits. Bit 23 marks a node's tunnel to
-    /// itself.
-    public var vni: UInt32 { (key >> 23) ^ (key & 0x7F_FFFF) }
+    /// The identity on a VXLAN tunnel: the key folded by exclusive or to 23 bits, and 1 instead of 0, because a
+    /// forwarding entry takes VNI 0 for "the device's own" (drivers/net/vxlan: `rdst->remote_vni ? : default_vni`).
+    /// Bit 23 marks a node's tunnel to itself.
+    public var vni: UInt32 { max(1, (key >> 23) ^ (key & 0x7F_FFFF)) }
     public static let selfVNIBit: UInt32 = 0x80_0000
 
     static func fnv1a(_ text: String) -> UInt32 {

@@ -1,4 +1,139 @@
-import Hummingbird
-import ServiceLifecycle
+import API
 import ArgumentParser
-@main struct M { static func main() {} }
+import CLinux
+import Datapath
+import Foundation
+import Inventory
+import Logging
+import Model
+import ServiceLifecycle
+import Synchronization
+
+@main
+struct Culvertd: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "culvertd",
+        abstract: "Culvert's helper: owns this node's tunnels, routes, rules and firewall table.",
+        version: StatusAPI.version, subcommands: [Run.self, CleanupCommand.self])
+}
+
+struct Run: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Run the helper. It needs CAP_NET_ADMIN and nothing else.")
+
+    @Option(help: "Configuration file. (default: /etc/culvert/culvertd.yaml, where it exists)") var config: String?
+    @Option(help: "Name of this node. (default: the configuration's, NODE_NAME, the host name)") var node: String?
+    @Option(help: "Directory of manifests. (default: the configuration's, /etc/culvert/inventory.d)")
+    var inventory: String?
+    @Option(help: "Directory of the sockets and attachments.") var runDir = "/run/culvert"
+    @Option(help: "Directory of what outlives a reboot. (Not used by this release.)") var stateDir = "/var/lib/culvert"
+    @Option(help: "Log level: trace, debug, info, notice, warning, error, critical. (default: the configuration's, info)")
+    var logLevel: String?
+
+    func run() async throws {
+        var settings = HelperConfiguration()
+        let defaultConfig = "/etc/culvert/culvertd.yaml"
+        if let path = config ?? (access(defaultConfig, F_OK) == 0 ? defaultConfig : nil) {
+            do { settings = try HelperConfiguration(contentsOf: path) } catch {
+                throw ValidationError("\(error)")
+            }
+        }
+        let level = logLevel ?? settings.logLevel
+        guard let threshold = Logger.Level(rawValue: level) else { throw ValidationError("--log-level \(level) is none") }
+        LoggingSystem.bootstrap { label in
+            var handler = StreamLogHandler.standardError(label: label)
+            handler.logLevel = threshold
+            return handler
+        }
+        let logger = Logger(label: "culvertd")
+        signal(SIGPIPE, SIG_IGN)
+
+        _ = culvert_raise_net_admin()
+        guard culvert_has_net_admin() == 1 else {
+            logger.critical("CAP_NET_ADMIN is missing: run as root, or give the binary the capability (setcap cap_net_admin+ep)")
+            throw ExitCode(1)
+        }
+        let name =
+            node ?? settings.node ?? ProcessInfo.processInfo.environment["NODE_NAME"] ?? ProcessInfo.processInfo.hostName
+        let directory = inventory ?? settings.inventoryPath
+        let isReady = Ready()
+        do {
+            let agent = try NodeAgent(
+                settings: .init(
+                    nodeName: name, inventoryDirectory: directory, runDirectory: runDir,
+                    configuration: settings.planner), logger: logger)
+            // Events first, so that nothing that happens during the start is missed.
+            try await EventLoops.start(agent: agent, inventoryDirectory: directory, logger: logger)
+            try await agent.start()
+            let server = try PluginServer(path: runDir + "/cni.sock", agent: agent, logger: logger)
+            let apiSocket = runDir + "/api.sock"
+            try removeStaleSocket(apiSocket)
+            umask(0o117)
+            let api = StatusAPI.application(socket: apiSocket, agent: agent, logger: logger) { isReady.value }
+            let group = ServiceGroup(
+                configuration: .init(
+                    services: [
+                        .init(service: api),
+                        .init(service: PluginService(server: server, isReady: isReady, logger: logger, node: name)),
+                    ], gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
+            try await group.run()
+            logger.info("stopped; tunnels and routes stay as they are")
+        } catch let error as ExitCode { throw error } catch {
+            logger.critical("\(error)")
+            throw ExitCode(1)
+        }
+    }
+
+    /// Hummingbird replaces a socket, and crashes at anything else.
+    private func removeStaleSocket(_ path: String) throws {
+        var status = stat()
+        guard lstat(path, &status) == 0 else { return }
+        guard status.st_mode & S_IFMT == S_IFSOCK else {
+            throw ValidationError("\(path) is in the way and is not a socket; remove it")
+        }
+        unlink(path)
+    }
+}
+
+final class Ready: Sendable {
+    private let flag = Atomic<Bool>(false)
+    var value: Bool {
+        get { flag.load(ordering: .sequentiallyConsistent) }
+        set { flag.store(newValue, ordering: .sequentiallyConsistent) }
+    }
+}
+
+/// `cni.sock` as a service: listens until shutdown, then lets the calls that are under way finish.
+struct PluginService: Service {
+    let server: PluginServer
+    let isReady: Ready
+    let logger: Logger
+    let node: String
+
+    func run() async throws {
+        server.start()
+        isReady.value = true
+        logger.info("ready", metadata: ["node": "\(node)"])
+        try? await gracefulShutdown()
+        isReady.value = false
+        server.stop()
+    }
+}
+
+struct CleanupCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "cleanup",
+        abstract: "Remove exactly what is Culvert's own from this node. Stop the helper first.")
+
+    @Option(help: "Directory of the sockets and attachments.") var runDir = "/run/culvert"
+
+    func run() throws {
+        _ = culvert_raise_net_admin()
+        do {
+            let changes = try Cleanup.run(runDirectory: runDir)
+            print("removed: \(changes) changes to the kernel, and the records in \(runDir)")
+        } catch {
+            FileHandle.standardError.write(Data("culvertd: \(error)\n".utf8))
+            throw ExitCode(1)
+        }
+    }
+}

@@ -93,3 +93,6 @@ uint32_t culvert_rtnh_onlink(void);
 
 /// The program's argument `index`, or NULL. Embedded Swift has no `CommandLine`.
 const char *culvert_argument(int index);
+
+/// An inotify descriptor for everything that changes a directory's files. Negative errno on failure.
+int culvert_watch_directory(const char *path);

@@ -1,0 +1,108 @@
+import Datapath
+import Hummingbird
+import Jansson
+import Logging
+import Model
+import Planner
+
+/// `api.sock`: HTTP and JSON for people and tools.
+public enum StatusAPI {
+    public static let version = "0.1.0"
+
+    /// - Parameters:
+    ///   - socket: path of the Unix socket.
+    ///   - isReady: whether `cni.sock` listens.
+    public static func application(
+        socket: String, agent: NodeAgent, logger: Logger, isReady: @escaping @Sendable () -> Bool
+    ) -> some ApplicationProtocol {
+        let router = Router()
+        router.get("/healthz") { _, _ in "ok\n" }
+        router.get("/readyz") { _, _ -> Response in
+            isReady()
+                ? text(.ok, "ok\n") : text(.serviceUnavailable, "starting: cni.sock does not listen yet\n")
+        }
+        router.get("/v1/status") { _, _ in json(await status(agent)) }
+        router.get("/v1/nodes") { _, _ in json(await nodes(agent)) }
+        router.get("/v1/policies") { _, _ in
+            let plan = await agent.plan
+            return json(.array(plan.policies.map(PlanJSON.policy)))
+        }
+        router.get("/v1/attachments") { _, _ in
+            let plan = await agent.plan
+            return json(.array(plan.attachments.map(PlanJSON.attachment)))
+        }
+        router.get("/v1/plan") { _, _ in json(PlanJSON.render(await agent.plan)) }
+        router.get("/v1/diff") { _, _ -> Response in
+            do {
+                return json(.array(try await agent.differences().map { .string($0) }))
+            } catch {
+                return json(.make(("error", .string("\(error)"))), status: .internalServerError)
+            }
+        }
+        return Application(
+            router: router,
+            configuration: .init(address: .unixDomainSocket(path: socket), serverName: "culvertd/\(version)"),
+            logger: logger)
+    }
+
+    private static func text(_ status: HTTPResponse.Status, _ text: String) -> Response {
+        Response(
+            status: status, headers: [.contentType: "text/plain; charset=utf-8"],
+            body: .init(byteBuffer: ByteBuffer(string: text)))
+    }
+
+    private static func json(_ value: JSON, status: HTTPResponse.Status = .ok) -> Response {
+        Response(
+            status: status, headers: [.contentType: "application/json"],
+            body: .init(byteBuffer: ByteBuffer(string: value.text(indent: 2) + "\n")))
+    }
+
+    static func status(_ agent: NodeAgent) async -> JSON {
+        let facts = await agent.facts
+        let plan = await agent.plan
+        let inventory = await agent.inventory
+        let problem = await agent.datapathProblem
+        let configuration = await agent.configuration
+        let counters = (try? await agent.firewallCounters()) ?? []
+        let adopted = plan.attachments.filter(\.attachment.adopted)
+        var warnings = plan.warnings
+        for entry in adopted where !entry.policies.isEmpty {
+            warnings.append(
+                "\(entry.attachment.displayName) was there before Culvert: it has no routes with the smaller MTU, restart it")
+        }
+        return .make(
+            ("version", .string(version)), ("node", .string(facts.nodeName)),
+            ("datapath", .string(problem.isEmpty ? "as planned" : problem)),
+            ("protocol", .string(configuration.tunnelProtocol.rawValue)),
+            ("overlayAddress", facts.overlayAddress.map { .string("\($0)") } ?? .null),
+            ("underlay", .string(facts.underlayDevice)), ("underlayMTU", .integer(Int64(facts.underlayMTU))),
+            ("nodes", .integer(Int64(inventory.nodes.count))), ("policies", .integer(Int64(plan.policies.count))),
+            ("attachments", .integer(Int64(plan.attachments.count))), ("adopted", .integer(Int64(adopted.count))),
+            (
+                "firewall",
+                .array(
+                    counters.map {
+                        .make(
+                            ("rule", .string($0.comment)), ("packets", .integer(Int64(clamping: $0.packets))),
+                            ("bytes", .integer(Int64(clamping: $0.bytes))))
+                    })
+            ),
+            ("warnings", .array(warnings.map { .string($0) })),
+            ("inventoryProblems", .array(inventory.problems.map { .string("\($0)") })))
+    }
+
+    static func nodes(_ agent: NodeAgent) async -> JSON {
+        let inventory = await agent.inventory
+        let own = await agent.nodeName
+        let plan = await agent.plan
+        return .array(
+            inventory.nodes.values.sorted { $0.name < $1.name }.map { node in
+                .make(
+                    ("name", .string(node.name)), ("self", .bool(node.name == own)),
+                    ("internalIP", node.nodeV4.map { .string("\($0)") } ?? .null),
+                    ("overlayAddress", node.overlayV4.map { .string("\($0)") } ?? .null),
+                    ("podCIDRs", .array(node.podCIDRs.map { .string("\($0)") })),
+                    ("gatewayFor", .array(plan.policies.filter { $0.gateway == node.name }.map { .string($0.name) })))
+            })
+    }
+}

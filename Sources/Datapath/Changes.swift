@@ -1,0 +1,168 @@
+import Model
+import Netlink
+
+/// The difference between what is there and what is wanted.
+struct Changes {
+    var observed: Reconciler.Observed
+    let wanted: HostState
+
+    private(set) var staleLinks: [String] = []
+    private(set) var newLinks: [Link] = []
+    private(set) var linksToConfigure: [Link] = []
+    private(set) var newNeighbours: [Neighbour] = []
+    private(set) var staleNeighbours: [Neighbour] = []
+    private(set) var neededHalves: Set<KernelNeighbour> = []
+    private(set) var newFOUPorts: [FOUPort] = []
+    private(set) var staleFOUPorts: [FOUPort] = []
+    private(set) var newNextHops: [NextHop] = []
+    private(set) var staleNextHops: [UInt32] = []
+    private(set) var newRoutes: [Route] = []
+    private(set) var changedRoutes: [Route] = []
+    private(set) var staleRoutes: [Route] = []
+    private(set) var newRules: [Rule] = []
+    private(set) var staleRules: [Rule] = []
+
+    init(observed: Reconciler.Observed, wanted: HostState) {
+        self.observed = observed
+        self.wanted = wanted
+    }
+
+    mutating func plan() {
+        planLinks()
+        planNeighbours()
+        planNextHops()
+        planRoutes()
+        let (new, stale) = Changes.difference(observed.host.rules, wanted.rules)
+        (newRules, staleRules) = (new, stale)
+        let ports = Changes.difference(observed.host.fouPorts, wanted.fouPorts)
+        (newFOUPorts, staleFOUPorts) = ports
+    }
+
+    /// Elements of `after` that are not in `before` and the other way round, each in its order. Of an element that is
+    /// there twice one is stale.
+    private static func difference<T: Hashable>(_ before: [T], _ after: [T]) -> (new: [T], stale: [T]) {
+        if before == after { return ([], []) }
+        let wanted = Set(after)
+        var there: Set<T> = []
+        var stale: [T] = []
+        for element in before where !wanted.contains(element) || !there.insert(element).inserted {
+            stale.append(element)
+        }
+        return (after.filter { !there.contains($0) }, stale)
+    }
+
+    private mutating func planLinks() {
+        let there = Dictionary(observed.host.links.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
+        let names = Set(wanted.links.map(\.name))
+        staleLinks = there.keys.filter { !names.contains($0) }.sorted()
+        for link in wanted.links {
+            if let old = there[link.name] {
+                if old.kind != link.kind {
+                    staleLinks.append(link.name)
+                    newLinks.append(link)
+                    linksToConfigure.append(link)
+                } else if old != link || observed.misconfigured.contains(link.name) {
+                    linksToConfigure.append(link)
+                }
+            } else {
+                newLinks.append(link)
+                linksToConfigure.append(link)
+            }
+        }
+    }
+
+    /// Names of links that are made anew: what hung on them is gone with them.
+    private var lostLinks: Set<String> { Set(newLinks.map(\.name)) }
+
+    private mutating func planNeighbours() {
+        let lost = lostLinks
+        let before = observed.host.neighbours.filter { !lost.contains($0.device) && !staleLinks.contains($0.device) }
+        (newNeighbours, staleNeighbours) = Changes.difference(before, wanted.neighbours)
+        for neighbour in wanted.neighbours {
+            if let index = observed.indexes[neighbour.device] { neededHalves.formUnion(neighbour.halves(index: index)) }
+        }
+    }
+
+    private func device(of hop: NextHop) -> String? {
+        switch hop.target {
+        case .device(let name), .via(_, let name): name
+        case .blackhole: nil
+        }
+    }
+
+    /// Ids of next hops that vanish with their device before they are set again.
+    private var lostNextHops: Set<UInt32> = []
+
+    private mutating func planNextHops() {
+        let lost = lostLinks.union(staleLinks)
+        var there: [UInt32: NextHop] = [:]
+        for hop in observed.host.nextHops {
+            if let device = device(of: hop), lost.contains(device) {
+                lostNextHops.insert(hop.id)
+            } else {
+                there[hop.id] = hop
+            }
+        }
+        newNextHops = wanted.nextHops.filter { there[$0.id] != $0 }
+        let ids = Set(wanted.nextHops.map(\.id))
+        staleNextHops = there.keys.filter { !ids.contains($0) }.sorted()
+    }
+
+    func replacesNextHop(_ hop: NextHop) -> Bool {
+        !lostNextHops.contains(hop.id) && observed.host.nextHops.contains { $0.id == hop.id }
+    }
+
+    /// What the kernel allows only once.
+    private struct RouteKey: Hashable {
+        let table: UInt32
+        let destination: IPNetwork
+        let metric: UInt32
+        init(_ route: Route) {
+            table = route.table
+            destination = route.destination
+            metric = route.metric
+        }
+    }
+
+    private mutating func planRoutes() {
+        let lost = lostLinks.union(staleLinks)
+        func isLost(_ route: Route) -> Bool {
+            switch route.kind {
+            case .nextHop(let id): lostNextHops.contains(id)
+            case .device(let name), .via(_, let name): lost.contains(name)
+            case .throwOn, .unreachable: false
+            }
+        }
+        if lost.isEmpty && observed.host.routes == wanted.routes { return }
+        let present = lostNextHops.isEmpty && lost.isEmpty ? observed.host.routes : observed.host.routes.filter { !isLost($0) }
+        let before = Set(present)
+        let after = Set(wanted.routes)
+        let missing = wanted.routes.filter { !before.contains($0) }
+        let gone = present.filter { !after.contains($0) }
+        if missing.isEmpty {
+            staleRoutes = gone
+            return
+        }
+        let goneKeys = Set(gone.map(RouteKey.init))
+        let missingKeys = Set(missing.map(RouteKey.init))
+        newRoutes = missing.filter { !goneKeys.contains(RouteKey($0)) }
+        changedRoutes = missing.filter { goneKeys.contains(RouteKey($0)) }
+        staleRoutes = gone.filter { !missingKeys.contains(RouteKey($0)) }
+    }
+
+    /// Everything but the firewall, as commands.
+    var operations: [String] {
+        let indexes = observed.indexes
+        return staleLinks.map { "ip link del dev \($0)" } + newLinks.map { "ip link add \($0.name) type \($0.kind.name)" }
+            + linksToConfigure.map { "ip link set dev \($0.name) up, mtu, address, rp_filter, forwarding" }
+            + newNeighbours.map { "ip neigh replace \($0.peer) dev \($0.device)" }
+            + staleNeighbours.map { "ip neigh del \($0.peer) dev \($0.device)" }
+            + newFOUPorts.map { "ip fou add port \($0.port)" } + staleFOUPorts.map { "ip fou del port \($0.port)" }
+            + newNextHops.map { NextHopRequest.set($0, indexes: indexes, replace: replacesNextHop($0)).operation }
+            + newRoutes.map { RouteRequest.add($0, indexes: indexes).operation }
+            + changedRoutes.map { RouteRequest.replace($0, indexes: indexes).operation }
+            + newRules.map { RuleRequest.add($0).operation } + staleRules.map { RuleRequest.delete($0).operation }
+            + staleRoutes.map { RouteRequest.delete($0, indexes: indexes).operation }
+            + staleNextHops.map { NextHopRequest.delete($0).operation }
+    }
+}

@@ -1,0 +1,46 @@
+import CLinux
+import Foundation
+import Model
+import Netlink
+
+/// Reads this node's own facts from its kernel.
+struct LocalFactsReader {
+    let socket: NetlinkSocket
+
+    /// - Parameter node: this node in the inventory, whose address tells the underlay device where the default route
+    ///   does not.
+    func read(nodeName: String, node: Node?) throws -> LocalFacts {
+        let links = try socket.links()
+        let addresses = try socket.addressesV4()
+        let defaults = try socket.defaultRoutesV4()
+        var interfaces: [LocalFacts.Interface] = []
+        for link in links where !link.name.hasPrefix(Ownership.linkPrefix) && !link.name.hasPrefix("cilium_") {
+            let own = addresses.filter { $0.index == link.index }
+            guard !own.isEmpty, link.name != "lo" else { continue }
+            interfaces.append(
+                LocalFacts.Interface(
+                    name: link.name, addresses: own.map { IPNetwork($0.address, prefixLength: $0.prefixLength) },
+                    hostAddresses: own.map(\.address),
+                    gateway: defaults.first { $0.index == link.index }?.gateway))
+        }
+        let mainDefault = defaults.filter { $0.table == Rule.mainTable }.min { $0.metric < $1.metric }
+        let nodeAddresses = Set(node?.internalIPs ?? [])
+        let holder = addresses.first { nodeAddresses.contains($0.address) }
+        // The overlay's packets leave by the device that has the node address.
+        let underlay = links.first { $0.index == holder?.index } ?? links.first { $0.index == mainDefault?.index }
+        let egress = links.first { $0.index == mainDefault?.index } ?? underlay
+        let overlay = links.first { $0.name == "cilium_host" }.flatMap { host in
+            addresses.first { $0.index == host.index }?.address
+        }
+        return LocalFacts(
+            nodeName: nodeName, overlayAddress: overlay, underlayMTU: underlay?.mtu ?? 1500,
+            underlayDevice: egress?.name ?? "", interfaces: interfaces,
+            reversePathFilterAll: LocalFactsReader.setting("net/ipv4/conf/all/rp_filter"), isLive: true)
+    }
+
+    /// A number below /proc/sys, of this process's own network namespace.
+    static func setting(_ name: String) -> Int? {
+        guard let text = try? String(contentsOfFile: "/proc/sys/\(name)", encoding: .utf8) else { return nil }
+        return Int(text.trimmingCharacters(in: .whitespacesAndNewlines))
+    }
+}

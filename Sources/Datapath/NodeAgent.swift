@@ -1,0 +1,370 @@
+import CLinux
+import CNI
+import Firewall
+import Foundation
+import HelperProtocol
+import Inventory
+import Jansson
+import Logging
+import Model
+import Netlink
+import Planner
+
+/// One node's state, and all that changes it: inventory, attachments, plan, kernel.
+public actor NodeAgent {
+    public struct Settings: Sendable {
+        public var nodeName: String
+        public var inventoryDirectory: String
+        public var runDirectory: String
+        public var configuration: Configuration
+        public init(nodeName: String, inventoryDirectory: String, runDirectory: String, configuration: Configuration) {
+            self.nodeName = nodeName
+            self.inventoryDirectory = inventoryDirectory
+            self.runDirectory = runDirectory
+            self.configuration = configuration
+        }
+    }
+
+    let settings: Settings
+    private let logger: Logger
+    private let store: AttachmentStore
+    private let reconciler: Reconciler
+    private var files: FileInventory
+    public private(set) var inventory = Inventory()
+    public private(set) var facts: LocalFacts
+    private var attachments: [String: Attachment] = [:]
+    public private(set) var plan = Plan()
+    /// Why the kernel is not as planned; empty when it is.
+    public private(set) var datapathProblem = ""
+    private var savedIDs = AssignedIDs()
+    private var lastProblems: [InventoryProblem] = []
+
+    /// - Throws: where a netlink socket or the run directory cannot be had.
+    public init(settings: Settings, logger: Logger) throws {
+        self.settings = settings
+        self.logger = logger
+        store = AttachmentStore(runDirectory: settings.runDirectory)
+        try store.prepare()
+        reconciler = try Reconciler()
+        files = FileInventory(directory: settings.inventoryDirectory)
+        facts = LocalFacts(nodeName: settings.nodeName)
+    }
+
+    public var eventPorts: (route: UInt32, firewall: UInt32) { (reconciler.routePort, reconciler.firewallPort) }
+
+    // MARK: start
+
+    /// Takes over what an earlier run left: attachments whose link is still there, numbers, kernel state. Drains the
+    /// DELs that came in between. To be called once, before `cni.sock` listens.
+    public func start() throws {
+        inventory = files.read()
+        reportProblems()
+        savedIDs = store.loadIDs()
+        plan.ids = savedIDs
+        let (found, damaged) = store.load()
+        for path in damaged {
+            logger.error("not an attachment, left out and removed", metadata: ["file": "\(path)"])
+            unlink(path)
+        }
+        let links = Dictionary(try reconciler.socket.links().map { ($0.index, $0.name) }, uniquingKeysWith: { a, _ in a })
+        for attachment in found {
+            if attachment.hostIndex != 0, links[attachment.hostIndex] != attachment.hostName {
+                logger.info("its link is gone: attachment ended", metadata: ["attachment": "\(attachment.id)"])
+                store.remove(attachment.id)
+            } else {
+                attachments[attachment.id] = attachment
+            }
+        }
+        for id in store.deletions() {
+            if attachments.removeValue(forKey: id) != nil {
+                logger.info("deleted while the helper was down", metadata: ["attachment": "\(id)"])
+                store.remove(id)
+            }
+        }
+        try refreshFacts()
+        replan()
+        reconcile(full: true)
+        for id in store.deletions() { store.forgetDeletion(id) }
+    }
+
+    // MARK: planning
+
+    private func refreshFacts() throws {
+        facts = try LocalFactsReader(socket: reconciler.socket).read(
+            nodeName: settings.nodeName, node: inventory.nodes[settings.nodeName])
+    }
+
+    private func replan() {
+        let attached = attachments.values.sorted { $0.id < $1.id }
+        let all =
+            attached
+            + Planner.adoptedAttachments(inventory: inventory, nodeName: settings.nodeName, attached: attached)
+        plan = Planner.plan(
+            configuration: settings.configuration, localFacts: facts, inventory: inventory, attachments: all,
+            previousIDs: plan.ids)
+    }
+
+    /// Saves the numbers first: after a crash they must be those that the kernel has.
+    private func applyPlan(full: Bool) throws {
+        if plan.ids != savedIDs {
+            try store.save(plan.ids)
+            savedIDs = plan.ids
+        }
+        let changes = try reconciler.apply(plan.host, full: full)
+        if changes > 0 { logger.debug("kernel changed", metadata: ["changes": "\(changes)"]) }
+    }
+
+    private func reconcile(full: Bool) {
+        do {
+            try applyPlan(full: full)
+            if !datapathProblem.isEmpty { logger.notice("the kernel is as planned again") }
+            datapathProblem = ""
+        } catch {
+            reconciler.invalidate()
+            if datapathProblem != "\(error)" { logger.error("the kernel is not as planned", metadata: ["error": "\(error)"]) }
+            datapathProblem = "\(error)"
+        }
+    }
+
+    private func reportProblems() {
+        for problem in inventory.problems where !lastProblems.contains(problem) {
+            logger.warning("inventory: \(problem)")
+        }
+        lastProblems = inventory.problems
+    }
+
+    // MARK: events
+
+    /// The inventory directory may have changed.
+    public func inventoryChanged() {
+        let new = files.read()
+        guard new != inventory else { return }
+        inventory = new
+        reportProblems()
+        try? refreshFacts()
+        replan()
+        reconcile(full: false)
+        logger.info(
+            "inventory read",
+            metadata: [
+                "nodes": "\(inventory.nodes.count)", "policies": "\(inventory.policies.count)",
+                "pods": "\(inventory.pods.count)", "problems": "\(inventory.problems.count)",
+            ])
+    }
+
+    /// Somebody else changed the kernel: repair what is ours.
+    public func kernelChanged() {
+        let before = facts
+        try? refreshFacts()
+        if facts != before { replan() }
+        reconcile(full: true)
+    }
+
+    /// Links disappeared: their attachments are over, whether a DEL comes or not.
+    public func linksDeleted(_ indexes: Set<Int32>) {
+        let ended = attachments.values.filter { $0.hostIndex != 0 && indexes.contains($0.hostIndex) }
+        guard !ended.isEmpty else { return }
+        for attachment in ended {
+            logger.info("its link is gone: attachment ended", metadata: ["attachment": "\(attachment.id)"])
+            end(attachment.id)
+        }
+        replan()
+        reconcile(full: false)
+    }
+
+    /// Events were lost: compares every attachment with the links that are there.
+    public func lookAtEverything() {
+        if let links = try? reconciler.socket.links() {
+            let there = Set(links.map(\.index))
+            linksDeleted(Set(attachments.values.map(\.hostIndex)).subtracting(there))
+        }
+        kernelChanged()
+    }
+
+    private func end(_ id: String) {
+        attachments[id] = nil
+        store.remove(id)
+    }
+
+    // MARK: requests of the plugin
+
+    /// Serves one request. `descriptor` is the pod's netlink socket, already checked, or -1; it is closed here.
+    public func serve(_ request: HelperRequest, descriptor: Int32) -> HelperResponse {
+        let pod: PodNetwork?
+        do { pod = descriptor >= 0 ? try PodNetwork(adopting: descriptor) : nil } catch {
+            return .failed(CNIError(.datapathFailure, "\(error)"))
+        }
+        do throws(CNIError) {
+            switch request.command {
+            case .add:
+                guard let pod else { throw CNIError(.requestRefused, "ADD came without the pod's netlink socket") }
+                return .done(routes: try add(request, pod))
+            case .check:
+                guard let pod else { throw CNIError(.requestRefused, "CHECK came without the pod's netlink socket") }
+                try check(request, pod)
+            case .del: delete(request)
+            case .gc: collectGarbage(request)
+            case .status:
+                if !datapathProblem.isEmpty {
+                    throw CNIError(.notAvailable, "the kernel is not as planned", details: datapathProblem)
+                }
+            case .version: break
+            }
+            return .done(routes: [])
+        } catch {
+            logger.warning(
+                "\(request.command.rawValue) failed",
+                metadata: [
+                    "container": "\(request.containerID)", "code": "\(error.code)", "error": "\(error.message)",
+                    "details": "\(error.details)",
+                ])
+            return .failed(error)
+        }
+    }
+
+    private func add(_ request: HelperRequest, _ pod: PodNetwork) throws(CNIError) -> [CNIResult.AddedRoute] {
+        var addresses: [IPNetwork] = []
+        for text in request.addresses {
+            guard let address = IPNetwork(text).flatMap({ _ in IPAddress(String(text.split(separator: "/")[0])) }) else {
+                throw CNIError(.invalidConfiguration, "prevResult has the address \"\(text)\", which is none")
+            }
+            addresses.append(IPNetwork(host: address))
+        }
+        let interface: KernelLink
+        do {
+            guard let found = try pod.interface(request.interfaceName) else {
+                throw NetlinkError(operation: "ip link show dev \(request.interfaceName)", code: ENODEV)
+            }
+            interface = found
+        } catch {
+            throw CNIError(
+                .datapathFailure, "the pod has no interface \(request.interfaceName)", details: "\(error)")
+        }
+        var attachment = Attachment(
+            containerID: request.containerID, interfaceName: request.interfaceName, network: request.network,
+            podNamespace: request.podNamespace, podName: request.podName, podUID: request.podUID,
+            addresses: addresses,
+            labels: Dictionary(request.labels, uniquingKeysWith: { _, last in last }),
+            annotations: Dictionary(request.annotations, uniquingKeysWith: { _, last in last }),
+            defaultPolicy: request.defaultPolicy)
+        if interface.kind == "veth" || interface.kind == "netkit", interface.isInOtherNamespace {
+            attachment.hostIndex = interface.peerIndex
+            attachment.hostName = hostName(of: interface.peerIndex)
+            if attachment.hostName.isEmpty { attachment.hostIndex = 0 }
+        }
+
+        let before = attachments
+        let planBefore = plan
+        for old in attachments.values
+        where old.id != attachment.id && old.addresses.contains(where: addresses.contains) {
+            logger.notice(
+                "its address has a new owner: attachment ended",
+                metadata: ["attachment": "\(old.id)", "by": "\(attachment.id)"])
+            attachments[old.id] = nil
+        }
+        attachments[attachment.id] = attachment
+        replan()
+        func undo() {
+            attachments = before
+            let ids = plan.ids
+            plan = planBefore
+            plan.ids = ids
+            replan()
+            reconcile(full: false)
+        }
+        guard let entry = plan.attachments.first(where: { $0.attachment.id == attachment.id }) else {
+            undo()
+            throw CNIError(.datapathFailure, "the attachment is not in the plan")
+        }
+        guard entry.refusal.isEmpty else {
+            undo()
+            throw CNIError(.policyRefused, entry.refusal)
+        }
+        do {
+            try applyPlan(full: false)
+            datapathProblem = ""
+            let routes = try pod.setRoutes(
+                entry.podRoutes.map { ($0.destination, $0.mtu) }, interface: interface.index)
+            try store.save(attachment)
+            for id in before.keys where attachments[id] == nil { store.remove(id) }
+            return routes.map {
+                CNIResult.AddedRoute(
+                    destination: $0.destination.description, gateway: $0.gateway?.description ?? "", mtu: Int64($0.mtu))
+            }
+        } catch {
+            reconciler.invalidate()
+            undo()
+            _ = try? pod.setRoutes([], interface: interface.index)
+            throw CNIError(.datapathFailure, "the pod's routing cannot be programmed", details: "\(error)")
+        }
+    }
+
+    /// Undoes an ADD whose answer nobody took.
+    public func abort(_ request: HelperRequest) {
+        logger.notice("the plugin hung up before the answer: ADD undone", metadata: ["container": "\(request.containerID)"])
+        delete(request)
+    }
+
+    private func hostName(of index: Int32) -> String {
+        (try? reconciler.socket.link(index: index))??.name ?? ""
+    }
+
+    private func delete(_ request: HelperRequest) {
+        let id = "\(request.containerID)_\(request.interfaceName)"
+        guard attachments[id] != nil else { return }
+        end(id)
+        replan()
+        reconcile(full: false)
+    }
+
+    private func collectGarbage(_ request: HelperRequest) {
+        guard let valid = request.validAttachments else { return }
+        let keep = Set(valid.map { "\($0.containerID)_\($0.interfaceName)" })
+        for attachment in attachments.values where attachment.network == request.network && !keep.contains(attachment.id) {
+            logger.info("garbage collected", metadata: ["attachment": "\(attachment.id)"])
+            end(attachment.id)
+        }
+        replan()
+        reconcile(full: false)
+    }
+
+    private func check(_ request: HelperRequest, _ pod: PodNetwork) throws(CNIError) {
+        func failed(_ message: String, _ details: String = "") -> CNIError {
+            CNIError(.checkFailed, message, details: details)
+        }
+        let id = "\(request.containerID)_\(request.interfaceName)"
+        guard let attachment = attachments[id] else { throw failed("there is no attachment \(id)") }
+        let claimed = Set(
+            request.addresses.compactMap { IPAddress(String($0.split(separator: "/").first ?? "")) }.map {
+                IPNetwork(host: $0)
+            })
+        guard claimed == Set(attachment.addresses) else {
+            throw failed("prevResult has other addresses than the attachment \(id)")
+        }
+        let differences: [String]
+        let present: [KernelRoute]
+        do {
+            differences = try reconciler.differences(plan.host)
+            present = try pod.ownRoutes()
+        } catch { throw CNIError(.datapathFailure, "\(error)") }
+        guard differences.isEmpty else {
+            throw failed("the kernel differs from the plan", differences.prefix(5).joined(separator: "; "))
+        }
+        let entry = plan.attachments.first { $0.attachment.id == id }
+        for route in entry?.podRoutes ?? [] {
+            let covered = present.contains { there in
+                there.destination.overlaps(route.destination) && Int(there.mtu) == route.mtu
+            }
+            guard covered else { throw failed("the pod has lost its route to \(route.destination)") }
+        }
+    }
+
+    // MARK: reading
+
+    /// Commands that would make the kernel equal to the plan; empty when it is.
+    public func differences() throws -> [String] { try reconciler.differences(plan.host) }
+    public func firewallCounters() throws -> [KernelFirewall.CountedRule] { try reconciler.firewallCounters() }
+    public var nodeName: String { settings.nodeName }
+    public var configuration: Configuration { settings.configuration }
+    public var attachmentCount: Int { attachments.count }
+}

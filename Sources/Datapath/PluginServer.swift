@@ -1,0 +1,184 @@
+import CLinux
+import CNI
+import Dispatch
+import HelperProtocol
+import Logging
+import Synchronization
+
+/// `cni.sock`: one thread accepts, one short-lived thread serves each plugin. (swift-nio cannot receive file
+/// descriptors.) What arrives is not believed: see `receive`.
+public final class PluginServer: Sendable {
+    /// Plugins that are served at once; more wait in the backlog.
+    static let maximumConnections = 64
+    /// How long a connection may take to send its request, milliseconds.
+    static let patience = 2000
+
+    private let listener: Int32
+    private let path: String
+    private let agent: NodeAgent
+    private let logger: Logger
+    private let places = DispatchSemaphore(value: maximumConnections)
+    private let isStopping = Atomic<Bool>(false)
+    private let active = Atomic<Int>(0)
+    /// Uid that plugins must have: 0, as runtimes have.
+    private let plugInUID: Int64
+
+    /// - Throws: where `path` cannot be listened on, with the remedy.
+    public init(path: String, agent: NodeAgent, logger: Logger, plugInUID: Int64 = 0) throws {
+        listener = culvert_seqpacket_listen(path, 256, 0o600)
+        guard listener >= 0 else {
+            let reason = listener == -EEXIST ? "something that is not a socket is in the way; remove it" : String(cString: strerror(-listener))
+            throw AttachmentStore.Failure(description: "\(path) cannot be listened on: \(reason)")
+        }
+        self.path = path
+        self.agent = agent
+        self.logger = logger
+        self.plugInUID = plugInUID
+    }
+
+    /// Starts accepting.
+    public func start() {
+        let server = Unmanaged.passRetained(self)
+        let error = culvert_start_thread(
+            { argument in
+                if let argument { Unmanaged<PluginServer>.fromOpaque(argument).takeRetainedValue().acceptLoop() }
+                return nil
+            }, server.toOpaque())
+        if error < 0 { logger.critical("no thread for \(path): \(String(cString: strerror(-error)))") }
+    }
+
+    /// Stops accepting and waits for the calls that are being served.
+    public func stop() {
+        isStopping.store(true, ordering: .sequentiallyConsistent)
+        shutdown(listener, Int32(SHUT_RDWR))
+        for _ in 0..<500 where active.load(ordering: .sequentiallyConsistent) > 0 { usleep(10_000) }
+    }
+
+    private func acceptLoop() {
+        while !isStopping.load(ordering: .sequentiallyConsistent) {
+            places.wait()
+            let connection = culvert_accept(listener)
+            guard connection >= 0 else {
+                places.signal()
+                if isStopping.load(ordering: .sequentiallyConsistent) { break }
+                if connection == -EMFILE || connection == -ENFILE {
+                    logger.error("no descriptor left for another plugin call")
+                    usleep(50_000)
+                }
+                continue
+            }
+            active.add(1, ordering: .sequentiallyConsistent)
+            let call = Unmanaged.passRetained(Call(server: self, connection: connection))
+            let error = culvert_start_thread(
+                { argument in
+                    if let argument { Unmanaged<Call>.fromOpaque(argument).takeRetainedValue().run() }
+                    return nil
+                }, call.toOpaque())
+            if error < 0 {
+                call.release()
+                close(connection)
+                places.signal()
+                active.subtract(1, ordering: .sequentiallyConsistent)
+            }
+        }
+        close(listener)
+    }
+
+    private final class Call: Sendable {
+        let server: PluginServer
+        let connection: Int32
+        init(server: PluginServer, connection: Int32) {
+            self.server = server
+            self.connection = connection
+        }
+
+        func run() {
+            defer {
+                close(connection)
+                server.places.signal()
+                server.active.subtract(1, ordering: .sequentiallyConsistent)
+            }
+            do throws(CNIError) {
+                let (request, descriptor) = try receive()
+                let response = Call.wait { [server] in await server.agent.serve(request, descriptor: descriptor) }
+                if !send(response), request.command == .add, case .done = response {
+                    Call.wait { [server] in await server.agent.abort(request) }
+                }
+            } catch {
+                server.logger.warning("refused a call on \(server.path)", metadata: ["error": "\(error.message)"])
+                _ = send(.failed(error))
+            }
+        }
+
+        /// Peer's uid first, then one bounded message within a bounded time, with at most one descriptor, which must
+        /// be a NETLINK_ROUTE socket of another network namespace.
+        private func receive() throws(CNIError) -> (HelperRequest, Int32) {
+            let uid = culvert_peer_uid(connection)
+            guard uid == server.plugInUID || uid == Int64(geteuid()) && server.plugInUID != 0 else {
+                throw CNIError(.requestRefused, "the peer's uid is \(uid); only root may call")
+            }
+            _ = culvert_receive_timeout(connection, PluginServer.patience)
+            _ = culvert_send_timeout(connection, PluginServer.patience)
+            var buffer = [UInt8](repeating: 0, count: HelperRequest.maximumSize + 1)
+            var descriptor: Int32 = -1
+            let count = culvert_receive_message(connection, &buffer, buffer.count, &descriptor)
+            if count <= 0 {
+                switch Int32(-count) {
+                case 0:
+                    if descriptor >= 0 { close(descriptor) }
+                    throw CNIError(.requestRefused, "the connection was closed without a request")
+                case EAGAIN: throw CNIError(.requestRefused, "no request within \(PluginServer.patience) ms")
+                case EMSGSIZE:
+                    throw CNIError(.requestRefused, "the request has more than \(HelperRequest.maximumSize) bytes")
+                case E2BIG: throw CNIError(.requestRefused, "the request came with more than one descriptor")
+                default:
+                    throw CNIError(.requestRefused, "the request: \(String(cString: strerror(Int32(-count))))")
+                }
+            }
+            var accepted = false
+            defer { if !accepted && descriptor >= 0 { close(descriptor) } }
+            guard count <= HelperRequest.maximumSize else {
+                throw CNIError(.requestRefused, "the request has more than \(HelperRequest.maximumSize) bytes")
+            }
+            let request = try HelperRequest(message: Array(buffer[0..<count]))
+            if descriptor >= 0 {
+                guard request.command == .add || request.command == .check else {
+                    throw CNIError(.requestRefused, "\(request.command.rawValue) came with a descriptor")
+                }
+                let verdict = culvert_check_pod_socket(descriptor)
+                guard verdict == 0 else {
+                    let why =
+                        verdict == -EXDEV
+                        ? "is of the helper's own network namespace" : "is not a NETLINK_ROUTE socket"
+                    throw CNIError(.requestRefused, "the descriptor \(why)")
+                }
+            }
+            accepted = true
+            return (request, descriptor)
+        }
+
+        /// False where nobody takes the answer.
+        private func send(_ response: HelperResponse) -> Bool {
+            var entry = pollfd(fd: connection, events: Int16(POLLIN), revents: 0)
+            if poll(&entry, 1, 0) > 0, entry.revents & Int16(POLLHUP | POLLERR) != 0 { return false }
+            let bytes = response.json.bytes()
+            return culvert_send_message(connection, bytes, bytes.count, -1) == 0
+        }
+
+        /// Waits for asynchronous work. This is a thread of its own, not one of the cooperative pool.
+        @discardableResult
+        private static func wait<T: Sendable>(_ body: @escaping @Sendable () async -> T) -> T {
+            let done = DispatchSemaphore(value: 0)
+            let result = Mutex<T?>(nil)
+            Task {
+                let value = await body()
+                result.withLock { $0 = value }
+                done.signal()
+            }
+            while true {
+                done.wait()
+                if let value = result.withLock({ $0 }) { return value }
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+import Jansson
+import Model
+
+/// One object of a manifest, of the kinds that Culvert reads.
+public enum ManifestObject: Equatable, Sendable {
+    case node(Node)
+    /// Addresses and pod CIDRs of the Node of this name.
+    case ciliumNode(name: String, internalIPs: [IPAddress], externalIPs: [IPAddress], overlay: [IPAddress], podCIDRs: [IPNetwork])
+    case pod(Pod)
+    case namespace(name: String, labels: [String: String])
+    case policy(EgressPolicy)
+    case ciliumConfig([String: String])
+}
+
+/// Kubernetes manifests: YAML or JSON, one or more documents, `List`s too.
+public enum Manifests {
+    /// Everything in one file, or what is wrong with it.
+    public static func parse(_ text: String, file: String) -> Result<[ManifestObject], Problems> {
+        let documents: [(number: Int, value: JSON)]
+        do { documents = try YAMLDocuments.parse(text) } catch {
+            return .failure(
+                Problems(list: [InventoryProblem(file: file, document: error.document, message: error.message)]))
+        }
+        var objects: [ManifestObject] = []
+        var problems: [InventoryProblem] = []
+        for (number, value) in documents {
+            do throws(ManifestReader.Failure) { try read(ManifestReader(value), into: &objects, depth: 0) } catch {
+                problems.append(
+                    InventoryProblem(file: file, document: number, field: error.field, message: error.message))
+            }
+        }
+        return problems.isEmpty ? .success(objects) : .failure(Problems(list: problems))
+    }
+
+    public struct Problems: Error, Equatable {
+        public let list: [InventoryProblem]
+    }
+
+    private static func read(
+        _ reader: ManifestReader, into objects: inout [ManifestObject], depth: Int
+    ) throws(ManifestReader.Failure) {
+        guard reader.value.members != nil else {
+            throw ManifestReader.Failure(field: reader.path, message: "is not a Kubernetes object")
+        }
+        let kind = try reader.required("kind")
+        let apiVersion = try reader.required("apiVersion")
+        if kind.hasSuffix("List"), let items = try reader.objects("items") {
+            guard depth < 4 else { throw reader.fail("items", "has lists in lists in lists") }
+            for item in items { try read(item, into: &objects, depth: depth + 1) }
+            return
+        }
+        let group = apiVersion.split(separator: "/").count == 2 ? apiVersion.split(separator: "/")[0] : ""
+        switch (group, kind) {
+        case ("", "Node"): objects.append(.node(try node(reader)))
+        case ("cilium.io", "CiliumNode"): objects.append(try ciliumNode(reader))
+        case ("", "Pod"): objects.append(.pod(try pod(reader)))
+        case ("", "Namespace"):
+            let metadata = try metadata(reader)
+            objects.append(.namespace(name: try metadata.required("name"), labels: try metadata.map("labels")))
+        case ("cilium.io", "CiliumEgressGatewayPolicy"): objects.append(.policy(try PolicyManifest.read(reader, .cilium)))
+        case ("culvert.dev", "EgressPolicy"): objects.append(.policy(try PolicyManifest.read(reader, .culvert)))
+        case ("", "ConfigMap"):
+            if try metadata(reader).required("name") == "cilium-config" {
+                objects.append(.ciliumConfig(try reader.map("data")))
+            }
+        default: break
+        }
+    }
+
+    static func metadata(_ reader: ManifestReader) throws(ManifestReader.Failure) -> ManifestReader {
+        guard let metadata = try reader.object("metadata") else { throw reader.fail("metadata", "is missing") }
+        return metadata
+    }
+
+    private static func address(_ reader: ManifestReader, _ key: String) throws(ManifestReader.Failure) -> IPAddress? {
+        guard let text = try reader.string(key), !text.isEmpty else { return nil }
+        guard let address = IPAddress(text) else { throw reader.fail(key, "\"\(text)\" is not an IP address") }
+        return address
+    }
+
+    /// An address annotation, with or without prefix length. Malformed ones are errors, as they would be traps.
+    private static func annotated(
+        _ annotations: [String: String], _ keys: [String], _ metadata: ManifestReader
+    ) throws(ManifestReader.Failure) -> [IPAddress] {
+        var addresses: [IPAddress] = []
+        for key in keys {
+            guard let text = annotations[key], !text.isEmpty, text != "-" else { continue }
+            guard let address = IPAddress(String(text.split(separator: "/")[0])) else {
+                throw metadata.fail("annotations[\"\(key)\"]", "\"\(text)\" is not an IP address")
+            }
+            addresses.append(address)
+        }
+        return addresses
+    }
+
+    private static func node(_ reader: ManifestReader) throws(ManifestReader.Failure) -> Node {
+        let metadata = try metadata(reader)
+        var node = Node(name: try metadata.required("name"))
+        node.labels = try metadata.map("labels")
+        node.annotations = try metadata.map("annotations")
+        node.internalIPs = try annotated(
+            node.annotations, ["kilo.squat.ai/force-internal-ip", "kilo.squat.ai/internal-ip"], metadata)
+        for address in try reader.object("status")?.objects("addresses") ?? [] {
+            switch try address.string("type") ?? "" {
+            case "InternalIP": node.internalIPs += [try Manifests.address(address, "address")].compactMap { $0 }
+            case "ExternalIP": node.externalIPs += [try Manifests.address(address, "address")].compactMap { $0 }
+            default: break
+            }
+        }
+        node.overlayAddresses = try annotated(
+            node.annotations, ["kilo.squat.ai/cni-compatibility-ip", "kilo.squat.ai/cilium-internal-ip"], metadata)
+        if let spec = try reader.object("spec") {
+            node.podCIDRs = try spec.networks("podCIDRs")
+            if node.podCIDRs.isEmpty, let text = try spec.string("podCIDR"), !text.isEmpty {
+                guard let network = IPNetwork(text) else {
+                    throw spec.fail("podCIDR", "\"\(text)\" is not a network in CIDR notation")
+                }
+                node.podCIDRs = [network]
+            }
+        }
+        for key in ["network.cilium.io/ipv4-pod-cidr", "network.cilium.io/ipv6-pod-cidr"] {
+            guard let text = node.annotations[key], !text.isEmpty else { continue }
+            guard let network = IPNetwork(text) else {
+                throw metadata.fail("annotations[\"\(key)\"]", "\"\(text)\" is not a network in CIDR notation")
+            }
+            if !node.podCIDRs.contains(where: { $0.family == network.family }) { node.podCIDRs.append(network) }
+        }
+        node.internalIPs = unique(node.internalIPs)
+        return node
+    }
+
+    /// `network.cilium.io/ipv4-cilium-host`: the last choice for the overlay address, after CiliumNode.
+    static func lastOverlayAddress(_ node: Node) -> [IPAddress] {
+        ["network.cilium.io/ipv4-cilium-host", "network.cilium.io/ipv6-cilium-host"].compactMap {
+            node.annotations[$0].flatMap { IPAddress($0) }
+        }
+    }
+
+    static func unique<T: Hashable>(_ values: [T]) -> [T] {
+        var seen: Set<T> = []
+        return values.filter { seen.insert($0).inserted }
+    }
+
+    private static func ciliumNode(_ reader: ManifestReader) throws(ManifestReader.Failure) -> ManifestObject {
+        let name = try metadata(reader).required("name")
+        var internalIPs: [IPAddress] = []
+        var externalIPs: [IPAddress] = []
+        var overlay: [IPAddress] = []
+        var podCIDRs: [IPNetwork] = []
+        if let spec = try reader.object("spec") {
+            for entry in try spec.objects("addresses") ?? [] {
+                guard let address = try address(entry, "ip") else { continue }
+                switch try entry.string("type") ?? "" {
+                case "InternalIP": internalIPs.append(address)
+                case "ExternalIP": externalIPs.append(address)
+                case "CiliumInternalIP": overlay.append(address)
+                default: break
+                }
+            }
+            if let ipam = try spec.object("ipam") {
+                podCIDRs = try ipam.networks("podCIDRs")
+                for pool in try ipam.object("pools")?.objects("allocated") ?? [] {
+                    podCIDRs += try pool.networks("cidrs")
+                }
+            }
+        }
+        return .ciliumNode(
+            name: name, internalIPs: internalIPs, externalIPs: externalIPs, overlay: overlay, podCIDRs: podCIDRs)
+    }
+
+    private static func pod(_ reader: ManifestReader) throws(ManifestReader.Failure) -> Pod {
+        let metadata = try metadata(reader)
+        var pod = Pod(
+            namespace: try metadata.string("namespace") ?? "default", name: try metadata.required("name"),
+            uid: try metadata.string("uid") ?? "")
+        pod.labels = try metadata.map("labels")
+        pod.annotations = try metadata.map("annotations")
+        if let spec = try reader.object("spec") {
+            pod.nodeName = try spec.string("nodeName") ?? ""
+            pod.serviceAccount = try spec.string("serviceAccountName") ?? ""
+            pod.hostNetwork = try spec.bool("hostNetwork") ?? false
+        }
+        if let status = try reader.object("status") {
+            pod.phase = try status.string("phase") ?? ""
+            var addresses: [IPAddress] = []
+            if let address = try address(status, "podIP") { addresses.append(address) }
+            for entry in try status.objects("podIPs") ?? [] {
+                if let address = try address(entry, "ip") { addresses.append(address) }
+            }
+            pod.addresses = unique(addresses)
+        }
+        return pod
+    }
+}

@@ -1,0 +1,59 @@
+import Jansson
+import Yams
+
+/// YAML (and JSON, which is a part of it) as JSON values.
+public enum YAMLDocuments {
+    public struct Failure: Error, Equatable {
+        /// 1-based.
+        public let document: Int
+        public let message: String
+    }
+
+    /// More nodes than any inventory has: what expands beyond it is an alias bomb.
+    static let maximumNodes = 5_000_000
+
+    /// Every document of the text, empty ones left out; with the error that ended the reading, if one did.
+    public static func parse(_ text: String) throws(Failure) -> [(number: Int, value: JSON)] {
+        var documents: [(Int, JSON)] = []
+        var number = 0
+        var budget = maximumNodes
+        do {
+            for node in try Yams.compose_all(yaml: text) {
+                number += 1
+                let value = try convert(node, &budget)
+                if !value.isNull { documents.append((number, value)) }
+            }
+        } catch let error as Failure {
+            throw Failure(document: number, message: error.message)
+        } catch {
+            throw Failure(document: number + 1, message: "\(error)".split(separator: "\n").joined(separator: " "))
+        }
+        return documents
+    }
+
+    private static func convert(_ node: Yams.Node, _ budget: inout Int) throws -> JSON {
+        budget -= 1
+        guard budget > 0 else { throw Failure(document: 0, message: "it has more than \(maximumNodes) values") }
+        switch node {
+        case .mapping(let mapping):
+            var members: [JSON.Member] = []
+            for (key, value) in mapping {
+                guard let name = key.string else { throw Failure(document: 0, message: "a key is not a string") }
+                members.append(JSON.Member(name, try convert(value, &budget)))
+            }
+            return .object(members)
+        case .sequence(let sequence):
+            var elements: [JSON] = []
+            for element in sequence { elements.append(try convert(element, &budget)) }
+            return .array(elements)
+        case .scalar(let scalar):
+            if scalar.style != .plain && scalar.style != .any { return .string(scalar.string) }
+            if node.null != nil { return .null }
+            if let value = node.bool { return .bool(value) }
+            if let value = node.int { return .integer(Int64(value)) }
+            if let value = node.float { return .real(value) }
+            return .string(scalar.string)
+        case .alias: throw Failure(document: 0, message: "an alias names no anchor")
+        }
+    }
+}

@@ -1,0 +1,25 @@
+import Model
+
+extension Planner {
+    /// Pods of this node that never had an ADD: started before Culvert, or while it was not in the chain. Offline, all
+    /// pods of the node.
+    public static func adoptedAttachments(
+        inventory: Inventory, nodeName: String, attached: [Attachment]
+    ) -> [Attachment] {
+        let addresses = Set(attached.flatMap { $0.addresses.map(\.address) })
+        let names = Set(attached.map { "\($0.podNamespace)/\($0.podName)" })
+        var adopted: [Attachment] = []
+        for pod in inventory.pods {
+            guard pod.nodeName == nodeName, !pod.hostNetwork, !pod.isFinished, !pod.addresses.isEmpty,
+                !pod.addresses.contains(where: addresses.contains), !names.contains("\(pod.namespace)/\(pod.name)")
+            else { continue }
+            var attachment = Attachment(
+                containerID: pod.uid.isEmpty ? "\(pod.namespace).\(pod.name)" : pod.uid, interfaceName: "eth0",
+                podNamespace: pod.namespace, podName: pod.name, podUID: pod.uid,
+                addresses: pod.addresses.map { IPNetwork(host: $0) })
+            attachment.adopted = true
+            adopted.append(attachment)
+        }
+        return adopted
+    }
+}

@@ -1,0 +1,232 @@
+#!/usr/bin/env bash
+# A three-node cluster in network namespaces, with a stand-in for Cilium's VXLAN overlay, behind a router that drops
+# and counts IP protocols 4 and 47 and routes /32s, as a Hetzner-like cloud does. See README.md, "The lab".
+#
+#   lab.sh up PREFIX DIR            make the network, and an inventory in DIR/inventory
+#   lab.sh helper PREFIX DIR NODE   start culvertd of NODE (n1, n2, n3) as an unprivileged user
+#   lab.sh pod PREFIX DIR NODE NAME LAST [UID-LABELS]   make a pod 10.244.<node>.LAST, and its ADD
+#   lab.sh plugin PREFIX DIR NODE COMMAND POD           run the plugin once more
+#   lab.sh down PREFIX DIR          end everything that was made
+#
+# LAB_ROUTING=ebpf puts host_routing.bpf.o on every pod's veth; LAB_BIN is where the programs are.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+command=$1 P=$2 D=$3
+shift 3
+BIN=${LAB_BIN:-$here/../../.build/debug}
+ns() { local name=$1; shift; ip netns exec "$P-$name" "$@"; }
+
+number() { echo "${1#n}"; }
+mac() { printf '02:ce:00:00:00:%02x' "$1"; }
+
+up() {
+    mkdir -p "$D/inventory"
+    for name in r out n1 n2 n3; do
+        ip netns add "$P-$name"
+        ns $name ip link set lo up
+        ns $name sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=1 \
+            net.ipv6.conf.all.disable_ipv6=1
+    done
+    ns r ip addr add 169.254.169.254/32 dev lo
+    ns r nft -f - <<'N'
+table inet cloud {
+    counter ipip { }
+    counter gre { }
+    set metadata { type ipv4_addr; flags dynamic; counter; }
+    chain forward {
+        type filter hook forward priority filter;
+        ip protocol 4 counter name ipip drop
+        ip protocol 47 counter name gre drop
+    }
+    chain input {
+        type filter hook input priority filter;
+        ip daddr 169.254.169.254 add @metadata { ip saddr }
+    }
+}
+N
+    # The outside host, with two addresses, and one that policies exclude.
+    ip link add to-out netns "$P-r" type veth peer name eth0 netns "$P-out"
+    ns r ip addr add 203.0.113.1/24 dev to-out
+    ns r ip link set to-out up
+    ns out ip addr add 203.0.113.10/24 dev eth0
+    ns out ip addr add 203.0.113.20/24 dev eth0
+    ns out ip addr add 203.0.113.99/24 dev eth0
+    ns out ip link set eth0 up
+    ns out ip route add default via 203.0.113.1
+    ns out nft -f - <<'N'
+table inet watch {
+    set pings { type ipv4_addr . ipv4_addr; flags dynamic; counter; }
+    set datagrams { type ipv4_addr . ipv4_addr; flags dynamic; counter; }
+    set connections { type ipv4_addr . ipv4_addr; flags dynamic; counter; }
+    chain in {
+        type filter hook prerouting priority raw;
+        icmp type echo-request add @pings { ip saddr . ip daddr }
+        meta l4proto udp add @datagrams { ip saddr . ip daddr }
+        tcp flags syn / syn,ack add @connections { ip saddr . ip daddr }
+    }
+}
+N
+    for n in 1 2 3; do
+        ip link add "to-n$n" netns "$P-r" type veth peer name eth0 netns "$P-n$n"
+        ns r ip addr add 10.0.0.1/32 dev "to-n$n"
+        ns r ip link set "to-n$n" up
+        ns r ip route add "10.0.0.1$n/32" dev "to-n$n"
+        ns n$n ip addr add "10.0.0.1$n/32" dev eth0
+        ns n$n ip link set eth0 up
+        ns n$n ip route add 10.0.0.1 dev eth0 scope link
+        ns n$n ip route add default via 10.0.0.1
+        # Second and third egress addresses of the gateways.
+        ns n$n ip addr add "192.0.2.${n}1/32" dev eth0
+        ns n$n ip addr add "192.0.2.${n}2/32" dev eth0
+        ns r ip route add "192.0.2.${n}1/32" via "10.0.0.1$n" dev "to-n$n" onlink
+        ns r ip route add "192.0.2.${n}2/32" via "10.0.0.1$n" dev "to-n$n" onlink
+        ns r ip route add "10.244.$n.0/24" via "10.0.0.1$n" dev "to-n$n" onlink
+        # Cilium's devices. It turns reverse-path filtering off on its own and moves the local table to 100.
+        ns n$n sysctl -qw net.ipv4.conf.default.rp_filter=0
+        ns n$n ip link add cilium_host mtu 1500 type veth peer name cilium_net
+        ns n$n ip link set cilium_net up
+        ns n$n ip link set cilium_host up
+        ns n$n ip addr add "10.244.$n.1/32" dev cilium_host
+        ns n$n ip link add cilium_vxlan address "$(mac "$n")" mtu 1450 type vxlan external dstport 8472
+        ns n$n ip link set cilium_vxlan up
+        ns n$n sysctl -qw net.ipv4.conf.default.rp_filter=1
+        ns n$n ip rule add priority 100 lookup local
+        ns n$n ip rule del priority 0
+        for peer in 1 2 3; do
+            [ $peer = $n ] && continue
+            ns n$n ip route add "10.244.$peer.0/24" encap ip id 6 dst "10.0.0.1$peer" via "10.244.$peer.1" \
+                dev cilium_vxlan src "10.244.$n.1" mtu 1450 onlink
+            ns n$n ip neigh add "10.244.$peer.1" lladdr "$(mac "$peer")" dev cilium_vxlan nud permanent
+        done
+        # Cilium's masquerade for pods without a policy.
+        ns n$n nft -f - <<N
+table ip cilium_standin {
+    chain postrouting {
+        type nat hook postrouting priority srcnat;
+        oifname "eth0" ip saddr 10.244.$n.0/24 ip daddr != 10.244.0.0/16 masquerade
+    }
+}
+N
+        cat > "$D/inventory/node-n$n.yaml" <<Y
+apiVersion: v1
+kind: Node
+metadata:
+  name: n$n
+  labels: {kubernetes.io/hostname: n$n, zone: z$n}
+spec:
+  podCIDRs: [10.244.$n.0/24]
+status:
+  addresses:
+    - {type: InternalIP, address: 10.0.0.1$n}
+---
+apiVersion: cilium.io/v2
+kind: CiliumNode
+metadata:
+  name: n$n
+spec:
+  addresses:
+    - {type: InternalIP, ip: 10.0.0.1$n}
+    - {type: CiliumInternalIP, ip: 10.244.$n.1}
+  ipam:
+    podCIDRs: [10.244.$n.0/24]
+Y
+    done
+    cat > "$D/inventory/cilium-config.yaml" <<'Y'
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: cilium-config, namespace: kube-system}
+data:
+  routing-mode: tunnel
+  tunnel-protocol: vxlan
+  kube-proxy-replacement: "true"
+  enable-bpf-masquerade: "true"
+  enable-endpoint-routes: "true"
+Y
+    cat > "$D/inventory/namespace.yaml" <<'Y'
+apiVersion: v1
+kind: Namespace
+metadata: {name: default, labels: {team: shop}}
+Y
+}
+
+helper() {
+    local node=$1
+    mkdir -p "$D/$node"
+    chown 65534:65534 "$D/$node"
+    chmod 2770 "$D/$node"
+    # An unprivileged user with CAP_NET_ADMIN as its whole bounding set, and /proc/sys read-only.
+    ns "$node" unshare -m sh -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"' sh \
+        setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin \
+        --bounding-set -all,+net_admin \
+        "$BIN/culvertd" run --config "${LAB_CONFIG:-/dev/null}" --node "$node" --inventory "$D/inventory" \
+        --run-dir "$D/$node" --log-level "${LAB_LOG_LEVEL:-info}" >> "$D/$node.log" 2>&1 < /dev/null &
+    echo $! > "$D/$node.pid"
+    for _ in $(seq 300); do
+        [ -S "$D/$node/cni.sock" ] && ns "$node" curl -sf --unix-socket "$D/$node/api.sock" http://localhost/readyz > /dev/null && return 0
+        kill -0 "$(cat "$D/$node.pid")" 2> /dev/null || { echo "culvertd of $node ended:" >&2; tail -5 "$D/$node.log" >&2; return 1; }
+        sleep 0.1
+    done
+    echo "culvertd of $node is not ready" >&2
+    tail -5 "$D/$node.log" >&2
+    return 1
+}
+
+# The environment and configuration of a call of the plugin, as a runtime would have them.
+plugin() {
+    local node=$1 verb=$2 name=$3
+    local address; address=$(cat "$D/pods/$name.address")
+    local netns=${LAB_NETNS-/run/netns/$P-$name}
+    ns "$node" env CNI_COMMAND="$verb" CNI_CONTAINERID="$P-$name" CNI_NETNS="$netns" CNI_IFNAME=eth0 \
+        CNI_PATH="$BIN" CNI_ARGS="IgnoreUnknown=1;CULVERT_LABELS=$(cat "$D/pods/$name.labels")" "$BIN/culvert" <<J
+{
+  "cniVersion": "${LAB_CNI_VERSION:-1.0.0}", "name": "cilium", "type": "culvert",
+  "socket": "$D/$node/cni.sock", "timeoutSeconds": ${LAB_TIMEOUT:-30},
+  "prevResult": {
+    "cniVersion": "${LAB_CNI_VERSION:-1.0.0}",
+    "interfaces": [{"name": "lxc$name"}, {"name": "eth0", "sandbox": "$netns"}],
+    "ips": [{"address": "$address/32", "gateway": "10.244.$(number "$node").1", "interface": 1}],
+    "routes": [{"dst": "0.0.0.0/0"}]
+  }
+}
+J
+}
+
+pod() {
+    local node=$1 name=$2 last=$3 labels=${4:-} n
+    n=$(number "$node")
+    mkdir -p "$D/pods"
+    echo "10.244.$n.$last" > "$D/pods/$name.address"
+    echo "$node" > "$D/pods/$name.node"
+    echo "$labels" > "$D/pods/$name.labels"
+    ip netns add "$P-$name"
+    ns "$name" ip link set lo up
+    ip link add eth0 mtu 1450 netns "$P-$name" type veth peer name "lxc$name" mtu 1450 netns "$P-$node"
+    ns "$node" ip link set "lxc$name" up
+    ns "$name" ip link set eth0 up
+    ns "$name" ip addr add "10.244.$n.$last/32" dev eth0
+    ns "$name" ip route add "10.244.$n.1" dev eth0 scope link
+    ns "$name" ip route add default via "10.244.$n.1" dev eth0
+    ns "$node" ip route add "10.244.$n.$last/32" dev "lxc$name"
+    if [ "${LAB_ROUTING:-stack}" = ebpf ]; then
+        ns "$node" tc qdisc add dev "lxc$name" clsact
+        ns "$node" tc filter add dev "lxc$name" ingress bpf da obj "${LAB_BPF:-$D/host_routing.bpf.o}" sec tc
+    fi
+    plugin "$node" ADD "$name"
+}
+
+down() {
+    local file
+    for file in "$D"/*.pid; do
+        [ -e "$file" ] || continue
+        kill "$(cat "$file")" 2> /dev/null || true
+    done
+    for file in "$D"/*.pid; do
+        [ -e "$file" ] || continue
+        for _ in $(seq 50); do kill -0 "$(cat "$file")" 2> /dev/null || break; sleep 0.1; done
+        kill -9 "$(cat "$file")" 2> /dev/null || true
+        rm -f "$file"
+    done
+    ip netns list | awk -v p="$P-" 'index($1, p) == 1 {print $1}' | while read -r name; do ip netns del "$name"; done
+}
+
+"$command" "$@"
