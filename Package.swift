@@ -95,6 +95,16 @@ let package = Package(
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "Yams", package: "Yams"),
             ]),
+        .target(name: "TestSupport", dependencies: ["CLinux", "Jansson", "Model", "Planner", "Inventory"], path: "Tests/TestSupport"),
+        .testTarget(
+            name: "PlannerTests",
+            dependencies: ["Planner", "Model", "Inventory", "Jansson", "CNI", "HelperProtocol", "PluginVerbs", "TestSupport"]),
+        .testTarget(
+            name: "KernelTests",
+            dependencies: ["Datapath", "Planner", "Model", "Netlink", "Firewall", "Inventory", "Jansson", "TestSupport"]),
+        .testTarget(
+            name: "ProgramTests", dependencies: ["TestSupport", "HelperProtocol", "CNI", "Jansson", "CLinux"]),
+        .testTarget(name: "ScenarioTests", dependencies: ["TestSupport", "Jansson"]),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -151,10 +151,11 @@ public final class Reconciler {
             case .address(let index, let peer, let mac):
                 found.append(
                     Neighbour(device: observed.names[index] ?? "", peer: peer, mac: mac, remote: IPAddress(v4: 0)))
-            case .forwarding(let index, let mac, let remote, let vni):
+            case .forwarding(let index, let mac, let remote, let vni, let port):
                 found.append(
                     Neighbour(
-                        device: observed.names[index] ?? "", peer: IPAddress(v4: 0), mac: mac, remote: remote, vni: vni))
+                        device: observed.names[index] ?? "", peer: IPAddress(v4: 0), mac: mac, remote: remote, vni: vni,
+                        port: port))
             }
         }
         return found
@@ -275,7 +276,7 @@ extension KernelNeighbour {
     var isMadeUp: Bool {
         switch self {
         case .address(_, let peer, _): peer.low == 0
-        case .forwarding(_, _, let remote, _): remote.low == 0
+        case .forwarding(_, _, let remote, _, _): remote.low == 0
         }
     }
 }

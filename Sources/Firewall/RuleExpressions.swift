@@ -59,6 +59,7 @@ enum RuleExpressions {
         let offset: Int
         switch field {
         case .layer4Protocol: return meta(rule, UInt32(NFT_META_L4PROTO.rawValue), into: register)
+        case .ipProtocol: (base, offset) = (UInt32(NFT_PAYLOAD_NETWORK_HEADER.rawValue), 9)
         case .sourceAddress: (base, offset) = (UInt32(NFT_PAYLOAD_NETWORK_HEADER.rawValue), 12)
         case .destinationAddress: (base, offset) = (UInt32(NFT_PAYLOAD_NETWORK_HEADER.rawValue), 16)
         case .udpDestinationPort: (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), 2)

@@ -54,6 +54,8 @@ public struct FirewallRule: Equatable, Sendable {
 public enum PacketField: Hashable, Sendable {
     case sourceAddress
     case destinationAddress
+    /// Protocol field of the IPv4 header, one byte.
+    case ipProtocol
     /// `meta l4proto`, one byte.
     case layer4Protocol
     /// Destination port of UDP.
@@ -66,7 +68,7 @@ public enum PacketField: Hashable, Sendable {
     public var bytes: Int {
         switch self {
         case .sourceAddress, .destinationAddress: 4
-        case .layer4Protocol, .tcpFlags: 1
+        case .layer4Protocol, .tcpFlags, .ipProtocol: 1
         case .udpDestinationPort: 2
         case .transport(_, let bits): bits / 8
         }

@@ -34,6 +34,8 @@ public enum Ownership {
     public static let fouIPIPPort: UInt16 = 5555
     public static let fouGREPort: UInt16 = 5556
     public static let vxlanPort: UInt16 = 8475
+    /// Of the sending end of a VXLAN tunnel to self; nothing is ever sent to it.
+    public static let vxlanSelfPort: UInt16 = 8476
 }
 
 /// A tunnel device.
@@ -149,12 +151,17 @@ public struct Neighbour: Hashable, Sendable {
     public let remote: IPAddress
     /// VNI to send with, where it is not the device's own.
     public let vni: UInt32?
-    public init(device: String, peer: IPAddress, mac: MACAddress, remote: IPAddress, vni: UInt32? = nil) {
+    /// UDP port to send to, where it is not the device's own.
+    public let port: UInt16?
+    public init(
+        device: String, peer: IPAddress, mac: MACAddress, remote: IPAddress, vni: UInt32? = nil, port: UInt16? = nil
+    ) {
         self.device = device
         self.peer = peer
         self.mac = mac
         self.remote = remote
         self.vni = vni
+        self.port = port
     }
 }
 

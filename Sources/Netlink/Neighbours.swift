@@ -6,13 +6,13 @@ public enum KernelNeighbour: Hashable, Sendable {
     /// `ip neigh`: who has the address.
     case address(index: Int32, IPAddress, MACAddress)
     /// `bridge fdb`: where the MAC is.
-    case forwarding(index: Int32, MACAddress, remote: IPAddress, vni: UInt32?)
+    case forwarding(index: Int32, MACAddress, remote: IPAddress, vni: UInt32?, port: UInt16?)
 }
 
 extension Neighbour {
     /// Both halves, for a device of this index.
     public func halves(index: Int32) -> [KernelNeighbour] {
-        [.address(index: index, peer, mac), .forwarding(index: index, mac, remote: remote, vni: vni)]
+        [.address(index: index, peer, mac), .forwarding(index: index, mac, remote: remote, vni: vni, port: port)]
     }
 }
 
@@ -33,11 +33,13 @@ extension NetlinkSocket {
                 var destination: IPAddress?
                 var mac = MACAddress(0)
                 var vni: UInt32?
+                var port: UInt16?
                 for attribute in reply.attributes(after: MemoryLayout<ndmsg>.size) {
                     switch attribute.type {
                     case Int(NDA_DST): destination = attribute.address
                     case Int(NDA_LLADDR): mac = MACAddress(attribute.bytes.reduce(0) { $0 << 8 | UInt64($1) })
                     case Int(NDA_VNI): vni = attribute.u32
+                    case Int(NDA_PORT): port = UInt16(bigEndian: attribute.u16)
                     default: break
                     }
                 }
@@ -45,7 +47,7 @@ extension NetlinkSocket {
                 if family == AF_INET {
                     found.insert(.address(index: header.ndm_ifindex, destination, mac))
                 } else {
-                    found.insert(.forwarding(index: header.ndm_ifindex, mac, remote: destination, vni: vni))
+                    found.insert(.forwarding(index: header.ndm_ifindex, mac, remote: destination, vni: vni, port: port))
                 }
             }
         }
@@ -76,7 +78,7 @@ public enum NeighbourRequest {
                 $0.address(NDA_DST, address)
                 $0.bytes(NDA_LLADDR, mac.bytes)
             }
-        case .forwarding(let index, let mac, let remote, let vni):
+        case .forwarding(let index, let mac, let remote, let vni, let port):
             // `bridge fdb replace MAC dev INDEX dst REMOTE vni VNI self permanent`
             header.ndm_family = UInt8(PF_BRIDGE)
             header.ndm_ifindex = index
@@ -88,6 +90,7 @@ public enum NeighbourRequest {
                 $0.address(NDA_DST, remote)
                 $0.bytes(NDA_LLADDR, mac.bytes)
                 if let vni { $0.u32(NDA_VNI, vni) }
+                if let port { $0.u16(NDA_PORT, port.bigEndian) }
             }
         }
     }

@@ -116,7 +116,7 @@ enum GatewayFirewall {
                 name: "prerouting", kind: .filter, hook: .prerouting, priority: sourcePriority,
                 rules: podSets.map { set in
                     FirewallRule([
-                        .incoming(Ownership.linkPrefix, prefix: true, negated: true),
+                        .incoming(Ownership.linkPrefix, prefix: true, negated: true), .ipv4Only,
                         .lookup([.sourceAddress], set: "pods_\(set.table)", negated: false),
                         .lookup([.destinationAddress], set: "dst_\(set.table)", negated: false), .notrack,
                     ])
@@ -128,8 +128,10 @@ enum GatewayFirewall {
                 rules: serving.flatMap { egress in
                     guard let address = egress.address else { return [FirewallRule]() }
                     return tunnels.devices(of: egress.identity).map { device in
+                        // What the device itself sends, encapsulated, has it as its incoming interface too.
                         FirewallRule([
-                            .ipv4Only, .incoming(device, prefix: false, negated: false),
+                            .ipv4Only, .match(.sourceAddress, local.v4Value, negated: true),
+                            .incoming(device, prefix: false, negated: false),
                             .outgoing(Ownership.linkPrefix, prefix: true, negated: true), .snat(address),
                         ])
                     }
@@ -166,23 +168,27 @@ enum GatewayFirewall {
         let servesKeys = serving.contains { $0.identity != .defaultAddress }
         var rules: [FirewallRule] = []
         for envelope in envelopes(tunnels.tunnelProtocol) {
-            let served = envelope.name == "ipip" ? servesDefault : envelope.name == "gre" ? servesKeys : !serving.isEmpty
+            let served =
+                switch envelope.name {
+                case "ipip": servesDefault
+                case "gre": servesKeys
+                case "vxlan": !serving.isEmpty
+                default: false
+                }
             let base = toUs + envelope.match
+            func accepting(_ interface: FirewallStatement, _ set: String) -> [FirewallStatement] {
+                let source = FirewallStatement.lookup([.sourceAddress, envelope.innerSource], set: set, negated: false)
+                return base + [interface] + envelope.wellFormed + [source, .counter, .accept]
+            }
             if served {
                 rules.append(
                     FirewallRule(
-                        base + envelope.wellFormed + [
-                            .incoming(overlayDevices, prefix: true, negated: false),
-                            .lookup([.sourceAddress, envelope.innerSource], set: "tunnel_peers", negated: false),
-                            .counter, .accept,
-                        ], comment: "\(envelope.name): from peers"))
+                        accepting(.incoming(overlayDevices, prefix: true, negated: false), "tunnel_peers"),
+                        comment: "\(envelope.name): from peers"))
                 rules.append(
                     FirewallRule(
-                        base + envelope.wellFormed + [
-                            .incoming("lo", prefix: false, negated: false),
-                            .lookup([.sourceAddress, envelope.innerSource], set: "tunnel_self", negated: false),
-                            .counter, .accept,
-                        ], comment: "\(envelope.name): from self"))
+                        accepting(.incoming("lo", prefix: false, negated: false), "tunnel_self"),
+                        comment: "\(envelope.name): from self"))
                 rules.append(
                     FirewallRule(
                         base + [
@@ -206,9 +212,10 @@ enum GatewayFirewall {
     }
 
     private static func envelopes(_ tunnelProtocol: Configuration.TunnelProtocol) -> [Envelope] {
-        func layer4(_ number: UInt32) -> [FirewallStatement] { [.match(.layer4Protocol, number, negated: false)] }
+        // By the IPv4 header's field: nft 1.0.6 aborts when it lists `meta l4proto 4` before a raw match in a concatenation.
+        func ip(_ number: UInt32) -> [FirewallStatement] { [.match(.ipProtocol, number, negated: false)] }
         func udp(_ port: UInt16) -> [FirewallStatement] {
-            layer4(17) + [.match(.udpDestinationPort, UInt32(port), negated: false)]
+            [.match(.layer4Protocol, 17, negated: false)] + [.match(.udpDestinationPort, UInt32(port), negated: false)]
         }
         /// GRE header "key only" with IPv4 inside and a key that this gateway knows; `offset` in bits.
         func greHeader(_ offset: Int) -> [FirewallStatement] {
@@ -218,9 +225,9 @@ enum GatewayFirewall {
             ]
         }
         let ipip = Envelope(
-            match: layer4(4), wellFormed: [], innerSource: .transport(offset: 96, bits: 32), name: "ipip")
+            match: ip(4), wellFormed: [], innerSource: .transport(offset: 96, bits: 32), name: "ipip")
         let gre = Envelope(
-            match: layer4(47), wellFormed: greHeader(0), innerSource: .transport(offset: 64 + 96, bits: 32),
+            match: ip(47), wellFormed: greHeader(0), innerSource: .transport(offset: 64 + 96, bits: 32),
             name: "gre")
         let fouIPIP = Envelope(
             match: udp(Ownership.fouIPIPPort), wellFormed: [], innerSource: .transport(offset: 64 + 96, bits: 32),
@@ -236,7 +243,8 @@ enum GatewayFirewall {
         switch tunnelProtocol {
         case .ipip: return [ipip, gre]
         case .fou: return [fouIPIP, fouGRE]
-        case .vxlan: return [vxlan]
+        // Frames to the sending end of the tunnel to self are nobody's.
+        case .vxlan: return [vxlan, Envelope(match: udp(Ownership.vxlanSelfPort), wellFormed: [], innerSource: .sourceAddress, name: "vxlan to self")]
         }
     }
 
@@ -249,7 +257,7 @@ enum GatewayFirewall {
                 FirewallRule([.incoming(Ownership.linkPrefix, prefix: true, negated: false), .tcpSyn, clamp]))
             rules.append(
                 FirewallRule([
-                    .incoming(overlayDevices, prefix: true, negated: true),
+                    .incoming(overlayDevices, prefix: true, negated: true), .ipv4Only,
                     .lookup([.destinationAddress], set: "remote_pods", negated: false), .tcpSyn, clamp,
                 ]))
         }

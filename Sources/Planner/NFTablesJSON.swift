@@ -77,6 +77,7 @@ enum NFTablesJSON {
             .make(("payload", .make(("protocol", .string(name)), ("field", .string(part)))))
         }
         switch field {
+        case .ipProtocol: return payload("ip", "protocol")
         case .sourceAddress: return payload("ip", "saddr")
         case .destinationAddress: return payload("ip", "daddr")
         case .layer4Protocol: return .make(("meta", .make(("key", .string("l4proto")))))
@@ -100,6 +101,7 @@ enum NFTablesJSON {
                 // nft leaves out what a following match of an IPv4 field implies.
                 let implied = statements.dropFirst(index + 1).first.map { next -> Bool in
                     if case .match(.destinationAddress, _, _) = next { return true }
+                    if case .match(.sourceAddress, _, _) = next { return true }
                     if case .lookup(let fields, _, _) = next { return fields == [.sourceAddress] || fields == [.destinationAddress] }
                     return false
                 }
@@ -126,7 +128,8 @@ enum NFTablesJSON {
                 let right: JSON
                 switch part {
                 case .sourceAddress, .destinationAddress: right = .string("\(IPAddress(v4: value))")
-                case .layer4Protocol: right = value == 47 ? .string("gre") : value == 4 ? .integer(4) : .integer(Int64(value))
+                // As /etc/protocols has them: 4 is not "ipip" there.
+                case .ipProtocol: right = .string(value == 47 ? "gre" : "ipencap")
                 default: right = .integer(Int64(value))
                 }
                 result.append(match(field(part), right, negated: negated))

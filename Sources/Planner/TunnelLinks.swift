@@ -92,9 +92,11 @@ struct TunnelLinks {
     private func sender(_ gateway: IPAddress, _ identity: EgressIdentity) -> Link.Kind {
         if tunnelProtocol == .vxlan && gateway == local {
             // A VXLAN frame whose source MAC is the receiving device's own is dropped, so the way to self needs a
-            // second device. Its forwarding entry sends with the receiver's VNI.
+            // second device. Its forwarding entry sends with the receiver's VNI, and to the receiver's port: between
+            // devices of one port the kernel takes a short cut past lo, on which the packet keeps its old route and
+            // loops (drivers/net/vxlan: encap_bypass_if_local).
             return .vxlan(
-                local: local, vni: identity.vni | EgressIdentity.selfVNIBit, port: Ownership.vxlanPort,
+                local: local, vni: identity.vni | EgressIdentity.selfVNIBit, port: Ownership.vxlanSelfPort,
                 mac: TunnelLinks.mac(local, toSelf: true))
         }
         return device(remote: gateway, identity)
@@ -120,7 +122,8 @@ struct TunnelLinks {
         neighbours.append(
             Neighbour(
                 device: tunnel.link.name, peer: toSelf ? TunnelLinks.selfGateway : gateway,
-                mac: TunnelLinks.mac(gateway, toSelf: false), remote: gateway, vni: toSelf ? identity.vni : nil))
+                mac: TunnelLinks.mac(gateway, toSelf: false), remote: gateway, vni: toSelf ? identity.vni : nil,
+                port: toSelf ? Ownership.vxlanPort : nil))
     }
 
     /// A locally administered MAC address that every node can work out: 02:c7 and the overlay address (03→ bit 2 set

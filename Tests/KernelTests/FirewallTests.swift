@@ -1,0 +1,79 @@
+import Firewall
+import Foundation
+import Inventory
+import Jansson
+import Model
+import Planner
+import TestSupport
+import Testing
+
+@testable import Datapath
+
+/// A network namespace of this process's own; everything in it is gone with the process.
+enum OwnNamespace {
+    /// The suites below run in a process that `install/test.sh` starts with `unshare --net`.
+    static let isOurs = ProcessInfo.processInfo.environment["CULVERT_OWN_NETNS"] == "1"
+}
+
+@Suite(.serialized, .enabled(if: OwnNamespace.isOurs, "needs root and a network namespace; install/test.sh gives both"))
+struct FirewallTests {
+    /// What `nft -j` prints, without metainfo, handles and counters' values.
+    func nftList() throws -> [JSON] {
+        let result = Shell.run("nft -j list table inet culvert")
+        #expect(result.status == 0, "\(result.errors)")
+        let list = try #require(result.json?["nftables"]?.elements)
+        return list.filter { $0["metainfo"] == nil }.map(strip)
+    }
+
+    private func strip(_ value: JSON) -> JSON {
+        switch value {
+        case .object(let members):
+            .object(
+                members.filter { $0.key != "handle" }.map {
+                    $0.key == "counter" ? JSON.Member("counter", .null) : JSON.Member($0.key, strip($0.value))
+                }.sorted { $0.key < $1.key })
+        case .array(let elements): .array(elements.map(strip))
+        default: value
+        }
+    }
+
+    @Test(arguments: Configuration.TunnelProtocol.allCases)
+    func planPrintsItsFirewallAsNftDoes(_ tunnelProtocol: Configuration.TunnelProtocol) throws {
+        let plan = TestCluster.plan(node: "n3", tunnelProtocol: tunnelProtocol)
+        let firewall = try FirewallSocket()
+        try firewall.apply(.replace, wanted: plan.host.firewall)
+        defer { try? firewall.apply(.delete, wanted: nil) }
+        let expected = (PlanJSON.render(plan)["nftables"]?.elements ?? []).map(strip)
+        let actual = try nftList()
+        func texts(_ list: [JSON]) -> Set<String> { Set(list.map { $0.text() }) }
+        #expect(texts(expected).subtracting(texts(actual)).sorted() == [])
+        #expect(texts(actual).subtracting(texts(expected)).sorted() == [])
+        // And the kernel's own dump equals it.
+        #expect(FirewallSocket.change(from: try firewall.read(), to: plan.host.firewall) == .none)
+    }
+
+    @Test func anElementMoreIsAddedWithoutReplacingTheTable() throws {
+        let plan = TestCluster.plan(node: "n1", tunnelProtocol: .ipip)
+        var wanted = try #require(plan.host.firewall)
+        let firewall = try FirewallSocket()
+        try firewall.apply(.replace, wanted: wanted)
+        defer { try? firewall.apply(.delete, wanted: nil) }
+        let index = try #require(wanted.sets.firstIndex { $0.name == "remote_pods" })
+        wanted.sets[index].elements.insert(.init(first: 0xC0A8_0000, last: 0xC0A8_00FF))
+        let change = FirewallSocket.change(from: try firewall.read(), to: wanted)
+        #expect(change == .elements(added: ["remote_pods": [.init(first: 0xC0A8_0000, last: 0xC0A8_00FF)]], removed: [:]))
+        try firewall.apply(change, wanted: wanted)
+        #expect(FirewallSocket.change(from: try firewall.read(), to: wanted) == .none)
+    }
+
+    @Test func aForeignRuleInOurTableIsDriftAndRepaired() throws {
+        let plan = TestCluster.plan(node: "n3", tunnelProtocol: .ipip)
+        let firewall = try FirewallSocket()
+        try firewall.apply(.replace, wanted: plan.host.firewall)
+        defer { try? firewall.apply(.delete, wanted: nil) }
+        #expect(Shell.run("nft insert rule inet culvert input accept").status == 0)
+        #expect(FirewallSocket.change(from: try firewall.read(), to: plan.host.firewall) == .replace)
+        try firewall.apply(.replace, wanted: plan.host.firewall, counters: try firewall.read())
+        #expect(FirewallSocket.change(from: try firewall.read(), to: plan.host.firewall) == .none)
+    }
+}
