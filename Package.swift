@@ -64,7 +64,8 @@ let package = Package(
         .target(name: "Model", dependencies: ["CLinux", "Jansson"]),
         .target(name: "Netlink", dependencies: ["Model", "CMnl", "CLinux"]),
         .target(name: "Firewall", dependencies: ["Model", "Netlink", "CMnl", "CNftnl", "CLinux"]),
-        .target(name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", .product(name: "Yams", package: "Yams")]),
+        .target(
+            name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", .product(name: "Yams", package: "Yams")]),
         .target(name: "Planner", dependencies: ["Model", "Jansson"]),
         .target(
             name: "Datapath",
@@ -95,13 +96,19 @@ let package = Package(
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "Yams", package: "Yams"),
             ]),
-        .target(name: "TestSupport", dependencies: ["CLinux", "Jansson", "Model", "Planner", "Inventory"], path: "Tests/TestSupport"),
+        .target(
+            name: "TestSupport", dependencies: ["CLinux", "Jansson", "Model", "Planner", "Inventory"],
+            path: "Tests/TestSupport"),
         .testTarget(
             name: "PlannerTests",
-            dependencies: ["Planner", "Model", "Inventory", "Jansson", "CNI", "HelperProtocol", "PluginVerbs", "TestSupport"]),
+            dependencies: [
+                "Planner", "Model", "Inventory", "Jansson", "CNI", "HelperProtocol", "PluginVerbs", "TestSupport",
+            ]),
         .testTarget(
             name: "KernelTests",
-            dependencies: ["Datapath", "Planner", "Model", "Netlink", "Firewall", "Inventory", "Jansson", "TestSupport"]),
+            dependencies: [
+                "Datapath", "Planner", "Model", "Netlink", "Firewall", "Inventory", "Jansson", "TestSupport",
+            ]),
         .testTarget(
             name: "ProgramTests", dependencies: ["TestSupport", "HelperProtocol", "CNI", "Jansson", "CLinux"]),
         .testTarget(name: "ScenarioTests", dependencies: ["TestSupport", "Jansson"]),

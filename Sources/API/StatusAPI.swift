@@ -68,7 +68,8 @@ public enum StatusAPI {
         var warnings = plan.warnings
         for entry in adopted where !entry.policies.isEmpty {
             warnings.append(
-                "\(entry.attachment.displayName) was there before Culvert: it has no routes with the smaller MTU, restart it")
+                "\(entry.attachment.displayName) was there before Culvert: it has no routes with the smaller MTU, restart it"
+            )
         }
         return .make(
             ("version", .string(version)), ("node", .string(facts.nodeName)),

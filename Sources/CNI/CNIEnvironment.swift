@@ -40,7 +40,8 @@ public struct CNIEnvironment: Equatable, Sendable {
         }
         guard let command = Command(rawValue: name) else {
             throw CNIError(
-                .invalidEnvironment, "CNI_COMMAND is \"\(name)\", which is none of ADD, DEL, CHECK, GC, STATUS, VERSION")
+                .invalidEnvironment, "CNI_COMMAND is \"\(name)\", which is none of ADD, DEL, CHECK, GC, STATUS, VERSION"
+            )
         }
         self.command = command
         containerID = variable("CNI_CONTAINERID") ?? ""
@@ -95,9 +96,11 @@ public struct CNIEnvironment: Equatable, Sendable {
     static func checkInterfaceName(_ name: String) throws(CNIError) {
         let bytes = Array(name.utf8)
         let wrong =
-            bytes.count > 15 ? "is longer than 15 characters"
-            : name == "." || name == ".." ? "is not a name"
-            : bytes.contains { $0 == 47 || $0 == 58 || $0 <= 32 } ? "contains '/', ':' or white space" : ""
+            bytes.count > 15
+            ? "is longer than 15 characters"
+            : name == "." || name == ".."
+                ? "is not a name"
+                : bytes.contains { $0 == 47 || $0 == 58 || $0 <= 32 } ? "contains '/', ':' or white space" : ""
         guard wrong.isEmpty else { throw CNIError(.invalidEnvironment, "CNI_IFNAME \"\(name)\" \(wrong)") }
     }
 
@@ -109,7 +112,8 @@ public struct CNIEnvironment: Equatable, Sendable {
         for pair in text.utf8.split(separator: 59) {
             guard let equals = pair.firstIndex(of: 61) else {
                 throw CNIError(
-                    .invalidEnvironment, "CNI_ARGS has \"\(String(decoding: pair, as: UTF8.self))\", which is not KEY=VALUE")
+                    .invalidEnvironment,
+                    "CNI_ARGS has \"\(String(decoding: pair, as: UTF8.self))\", which is not KEY=VALUE")
             }
             let key = String(decoding: pair[pair.startIndex..<equals], as: UTF8.self)
             let value = String(decoding: pair[pair.index(after: equals)...], as: UTF8.self)

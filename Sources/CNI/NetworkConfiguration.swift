@@ -74,7 +74,8 @@ public struct NetworkConfiguration: Equatable, Sendable {
             throw CNIError(.invalidConfiguration, "socket is \"\(socket)\", which is not an absolute path")
         }
         guard socket.utf8.count < 108 else {
-            throw CNIError(.invalidConfiguration, "socket is longer than 107 characters, the most that a Unix socket has")
+            throw CNIError(
+                .invalidConfiguration, "socket is longer than 107 characters, the most that a Unix socket has")
         }
         switch root["timeoutSeconds"] {
         case nil, .null?: timeoutSeconds = NetworkConfiguration.defaultTimeoutSeconds

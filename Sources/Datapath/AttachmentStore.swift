@@ -44,7 +44,8 @@ struct AttachmentStore {
         let code = culvert_errno()
         if file >= 0 { close(file) }
         guard written == bytes.count, rename(temporary, path) == 0 else {
-            let reason = String(cString: strerror(written < 0 ? code : written == bytes.count ? culvert_errno() : ENOSPC))
+            let reason = String(
+                cString: strerror(written < 0 ? code : written == bytes.count ? culvert_errno() : ENOSPC))
             unlink(temporary)
             throw Failure(description: "\(path) cannot be written: \(reason)")
         }
@@ -75,7 +76,9 @@ struct AttachmentStore {
         guard let root = read(idsPath) else { return ids }
         func numbers(_ key: String) -> AssignedIDs.Numbers {
             var map: AssignedIDs.Numbers = [:]
-            for member in root[key]?.members ?? [] { map[member.key] = member.value.integer.flatMap { UInt32(exactly: $0) } }
+            for member in root[key]?.members ?? [] {
+                map[member.key] = member.value.integer.flatMap { UInt32(exactly: $0) }
+            }
             return map
         }
         ids.tunnels = numbers("tunnels")
@@ -119,7 +122,9 @@ struct AttachmentStore {
 /// An attachment as JSON.
 enum AttachmentRecord {
     static func json(_ attachment: Attachment) -> JSON {
-        func map(_ pairs: [String: String]) -> JSON { .strings(pairs.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }) }
+        func map(_ pairs: [String: String]) -> JSON {
+            .strings(pairs.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
+        }
         return .make(
             ("containerID", .string(attachment.containerID)), ("ifname", .string(attachment.interfaceName)),
             ("network", .string(attachment.network)), ("namespace", .string(attachment.podNamespace)),

@@ -134,7 +134,8 @@ struct Changes {
             }
         }
         if lost.isEmpty && observed.host.routes == wanted.routes { return }
-        let present = lostNextHops.isEmpty && lost.isEmpty ? observed.host.routes : observed.host.routes.filter { !isLost($0) }
+        let present =
+            lostNextHops.isEmpty && lost.isEmpty ? observed.host.routes : observed.host.routes.filter { !isLost($0) }
         let before = Set(present)
         let after = Set(wanted.routes)
         let missing = wanted.routes.filter { !before.contains($0) }
@@ -153,7 +154,8 @@ struct Changes {
     /// Everything but the firewall, as commands.
     var operations: [String] {
         let indexes = observed.indexes
-        return staleLinks.map { "ip link del dev \($0)" } + newLinks.map { "ip link add \($0.name) type \($0.kind.name)" }
+        return staleLinks.map { "ip link del dev \($0)" }
+            + newLinks.map { "ip link add \($0.name) type \($0.kind.name)" }
             + linksToConfigure.map { "ip link set dev \($0.name) up, mtu, address, rp_filter, forwarding" }
             + newNeighbours.map { "ip neigh replace \($0.peer) dev \($0.device)" }
             + staleNeighbours.map { "ip neigh del \($0.peer) dev \($0.device)" }

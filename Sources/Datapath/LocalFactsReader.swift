@@ -21,7 +21,8 @@ struct LocalFactsReader {
                 LocalFacts.Interface(
                     name: link.name, addresses: own.map { IPNetwork($0.address, prefixLength: $0.prefixLength) },
                     hostAddresses: own.map(\.address),
-                    gateway: defaults.first { $0.index == link.index }?.gateway))
+                    gateway: defaults.first { $0.index == link.index }?.gateway,
+                    reversePathFilter: Int(link.reversePathFilter ?? 0)))
         }
         let mainDefault = defaults.filter { $0.table == Rule.mainTable }.min { $0.metric < $1.metric }
         let nodeAddresses = Set(node?.internalIPs ?? [])

@@ -66,7 +66,8 @@ public actor NodeAgent {
             logger.error("not an attachment, left out and removed", metadata: ["file": "\(path)"])
             unlink(path)
         }
-        let links = Dictionary(try reconciler.socket.links().map { ($0.index, $0.name) }, uniquingKeysWith: { a, _ in a })
+        let links = Dictionary(
+            try reconciler.socket.links().map { ($0.index, $0.name) }, uniquingKeysWith: { a, _ in a })
         for attachment in found {
             if attachment.hostIndex != 0, links[attachment.hostIndex] != attachment.hostName {
                 logger.info("its link is gone: attachment ended", metadata: ["attachment": "\(attachment.id)"])
@@ -121,7 +122,9 @@ public actor NodeAgent {
             datapathProblem = ""
         } catch {
             reconciler.invalidate()
-            if datapathProblem != "\(error)" { logger.error("the kernel is not as planned", metadata: ["error": "\(error)"]) }
+            if datapathProblem != "\(error)" {
+                logger.error("the kernel is not as planned", metadata: ["error": "\(error)"])
+            }
             datapathProblem = "\(error)"
         }
     }
@@ -225,7 +228,8 @@ public actor NodeAgent {
     private func add(_ request: HelperRequest, _ pod: PodNetwork) throws(CNIError) -> [CNIResult.AddedRoute] {
         var addresses: [IPNetwork] = []
         for text in request.addresses {
-            guard let address = IPNetwork(text).flatMap({ _ in IPAddress(String(text.split(separator: "/")[0])) }) else {
+            guard let address = IPNetwork(text).flatMap({ _ in IPAddress(String(text.split(separator: "/")[0])) })
+            else {
                 throw CNIError(.invalidConfiguration, "prevResult has the address \"\(text)\", which is none")
             }
             addresses.append(IPNetwork(host: address))
@@ -301,7 +305,8 @@ public actor NodeAgent {
 
     /// Undoes an ADD whose answer nobody took.
     public func abort(_ request: HelperRequest) {
-        logger.notice("the plugin hung up before the answer: ADD undone", metadata: ["container": "\(request.containerID)"])
+        logger.notice(
+            "the plugin hung up before the answer: ADD undone", metadata: ["container": "\(request.containerID)"])
         delete(request)
     }
 
@@ -320,7 +325,8 @@ public actor NodeAgent {
     private func collectGarbage(_ request: HelperRequest) {
         guard let valid = request.validAttachments else { return }
         let keep = Set(valid.map { "\($0.containerID)_\($0.interfaceName)" })
-        for attachment in attachments.values where attachment.network == request.network && !keep.contains(attachment.id) {
+        for attachment in attachments.values
+        where attachment.network == request.network && !keep.contains(attachment.id) {
             logger.info("garbage collected", metadata: ["attachment": "\(attachment.id)"])
             end(attachment.id)
         }

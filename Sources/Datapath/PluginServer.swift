@@ -27,7 +27,9 @@ public final class PluginServer: Sendable {
     public init(path: String, agent: NodeAgent, logger: Logger, plugInUID: Int64 = 0) throws {
         listener = culvert_seqpacket_listen(path, 256, 0o600)
         guard listener >= 0 else {
-            let reason = listener == -EEXIST ? "something that is not a socket is in the way; remove it" : String(cString: strerror(-listener))
+            let reason =
+                listener == -EEXIST
+                ? "something that is not a socket is in the way; remove it" : String(cString: strerror(-listener))
             throw AttachmentStore.Failure(description: "\(path) cannot be listened on: \(reason)")
         }
         self.path = path

@@ -84,7 +84,8 @@ public final class Reconciler {
         }
         let addresses = try route.addressesV4()
         let wantedLinks = Dictionary(wanted.links.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
-        for link in links where link.name.hasPrefix(Ownership.linkPrefix) && ["ipip", "gre", "vxlan"].contains(link.kind) {
+        for link in links
+        where link.name.hasPrefix(Ownership.linkPrefix) && ["ipip", "gre", "vxlan"].contains(link.kind) {
             let own = addresses.filter { $0.index == link.index }
             observed.addresses[link.name] = own
             let want = wantedLinks[link.name]
@@ -176,7 +177,10 @@ public final class Reconciler {
             }, ignoring: [ENODEV])
         for name in changes.staleLinks { changes.observed.indexes[name] = nil }
 
-        for port in changes.staleFOUPorts { try fou?.delete(port); count += 1 }
+        for port in changes.staleFOUPorts {
+            try fou?.delete(port)
+            count += 1
+        }
         for port in changes.newFOUPorts {
             if fou == nil { fou = try FOUSocket() }
             try fou?.add(port)
@@ -246,7 +250,9 @@ public final class Reconciler {
             changes.staleRoutes.map { RouteRequest.delete($0, indexes: indexes) }, ignoring: [ESRCH, ENODEV])
         count += try run(changes.staleNextHops.map { NextHopRequest.delete($0) }, ignoring: [ENOENT])
 
-        indexes = indexes.filter { entry in wanted.links.contains { $0.name == entry.key } || observed.indexes[entry.key] != nil }
+        indexes = indexes.filter { entry in
+            wanted.links.contains { $0.name == entry.key } || observed.indexes[entry.key] != nil
+        }
         var result = Observed()
         result.host = wanted
         result.indexes = indexes

@@ -55,7 +55,10 @@ public final class FirewallSocket {
 
     // MARK: reading
 
-    private func request(_ command: nf_tables_msg_types, flags: Int32, _ operation: String, _ body: (UnsafeMutablePointer<nlmsghdr>) -> Void)
+    private func request(
+        _ command: nf_tables_msg_types, flags: Int32, _ operation: String,
+        _ body: (UnsafeMutablePointer<nlmsghdr>) -> Void
+    )
         -> NetlinkMessage
     {
         let bytes = [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
@@ -164,9 +167,14 @@ public final class FirewallSocket {
                     ? nftnl_set_elem_get_u32(element, UInt16(NFTNL_SET_ELEM_FLAGS)) : 0
                 if isPair {
                     let first = value(Int(NFTNL_SET_ELEM_KEY), at: 4) ?? 0
-                    elements.insert(.init(pair: key, first: first, last: value(Int(NFTNL_SET_ELEM_KEY_END), at: 4) ?? first))
+                    elements.insert(
+                        .init(pair: key, first: first, last: value(Int(NFTNL_SET_ELEM_KEY_END), at: 4) ?? first))
                 } else if isInterval {
-                    if flags & UInt32(NFT_SET_ELEM_INTERVAL_END.rawValue) != 0 { ends.insert(key) } else { starts.append(key) }
+                    if flags & UInt32(NFT_SET_ELEM_INTERVAL_END.rawValue) != 0 {
+                        ends.insert(key)
+                    } else {
+                        starts.append(key)
+                    }
                 } else {
                     elements.insert(.init(first: key, last: key))
                 }
@@ -188,7 +196,9 @@ public final class FirewallSocket {
     public static func change(from kernel: KernelFirewall?, to wanted: FirewallTable?) -> FirewallChange {
         guard let wanted else { return kernel == nil ? .none : .delete }
         guard let kernel else { return .replace }
-        guard kernel.chains.count == wanted.chains.count, kernel.sets.count == wanted.sets.count else { return .replace }
+        guard kernel.chains.count == wanted.chains.count, kernel.sets.count == wanted.sets.count else {
+            return .replace
+        }
         for chain in wanted.chains {
             let rules = chain.rules.map { rule -> String in
                 guard let object = RuleExpressions.make(rule, chain: chain.name, counter: .init()) else { return "" }
@@ -339,7 +349,9 @@ public final class FirewallSocket {
             nftnl_set_set_u32(object, UInt16(NFTNL_SET_KEY_LEN.rawValue), UInt32(set.key.bytes))
             nftnl_set_set_u32(object, UInt16(NFTNL_SET_FLAGS.rawValue), FirewallSocket.flags(set))
             nftnl_set_set_u32(object, UInt16(NFTNL_SET_ID.rawValue), id)
-            if set.key == .addressPair { nftnl_set_set_data(object, UInt16(NFTNL_SET_DESC_CONCAT.rawValue), [UInt8(4), 4], 2) }
+            if set.key == .addressPair {
+                nftnl_set_set_data(object, UInt16(NFTNL_SET_DESC_CONCAT.rawValue), [UInt8(4), 4], 2)
+            }
             add("nft add set inet culvert \(set.name)", NFT_MSG_NEWSET, flags: NLM_F_CREATE | NLM_F_EXCL) {
                 nftnl_set_nlmsg_build_payload($0, object)
             }

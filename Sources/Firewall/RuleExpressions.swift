@@ -189,7 +189,9 @@ enum RuleExpressions {
 
     static func comment(_ rule: OpaquePointer) -> String? {
         var length: UInt32 = 0
-        guard let data = nftnl_rule_get_data(rule, UInt16(NFTNL_RULE_USERDATA.rawValue), &length), length > 2 else { return nil }
+        guard let data = nftnl_rule_get_data(rule, UInt16(NFTNL_RULE_USERDATA.rawValue), &length), length > 2 else {
+            return nil
+        }
         let bytes = UnsafeRawBufferPointer(start: data, count: Int(length))
         // Type, length, text with its NUL (libnftnl's udata attributes); the comment is the only one we write.
         guard bytes[0] == UInt8(NFTNL_UDATA_RULE_COMMENT.rawValue), Int(bytes[1]) + 2 <= bytes.count else { return nil }

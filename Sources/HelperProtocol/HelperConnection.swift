@@ -18,7 +18,8 @@ public enum HelperConnection {
         let message = request.json.bytes()
         guard message.count <= HelperRequest.maximumSize else {
             throw CNIError(
-                .ioFailure, "the request to culvertd has \(message.count) bytes; \(HelperRequest.maximumSize) is the most",
+                .ioFailure,
+                "the request to culvertd has \(message.count) bytes; \(HelperRequest.maximumSize) is the most",
                 details: "the labels or annotations of this container are too large")
         }
         let socket = try connect(path, deadline: deadline)

@@ -31,7 +31,9 @@ public struct FileInventory: Sendable {
             var inventory = FileInventory.assemble(lastGood)
             inventory.problems.insert(
                 InventoryProblem(
-                    file: directory, message: "the inventory directory cannot be read; put manifests there, or name another with --inventory"),
+                    file: directory,
+                    message:
+                        "the inventory directory cannot be read; put manifests there, or name another with --inventory"),
                 at: 0)
             return inventory
         }

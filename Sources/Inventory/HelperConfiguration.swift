@@ -17,7 +17,8 @@ public struct HelperConfiguration: Equatable, Sendable {
 
     /// - Throws: what is wrong with which key, and what it may be.
     public init(contentsOf path: String) throws(Failure) {
-        guard let data = FileManager.default.contents(atPath: path), let text = String(data: data, encoding: .utf8) else {
+        guard let data = FileManager.default.contents(atPath: path), let text = String(data: data, encoding: .utf8)
+        else {
             throw Failure(description: "\(path): cannot be read")
         }
         do throws(Failure) { try self.init(text: text) } catch {
@@ -57,7 +58,8 @@ public struct HelperConfiguration: Equatable, Sendable {
             planner.tunnelProtocol = choice
             let overlay = try encapsulation.string("overlay") ?? "cilium"
             guard overlay == "cilium" else {
-                throw encapsulation.fail("overlay", "\"\(overlay)\" is not supported by this release; it must be cilium")
+                throw encapsulation.fail(
+                    "overlay", "\"\(overlay)\" is not supported by this release; it must be cilium")
             }
         }
         if let mesh = try root.object("mesh") {

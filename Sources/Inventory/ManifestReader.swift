@@ -61,7 +61,9 @@ struct ManifestReader {
         guard let elements = try list(key) else { return nil }
         var texts: [String] = []
         for element in elements {
-            guard let text = element.value.string else { throw Failure(field: element.path, message: "is not a string") }
+            guard let text = element.value.string else {
+                throw Failure(field: element.path, message: "is not a string")
+            }
             texts.append(text)
         }
         return texts

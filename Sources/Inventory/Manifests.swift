@@ -5,7 +5,8 @@ import Model
 public enum ManifestObject: Equatable, Sendable {
     case node(Node)
     /// Addresses and pod CIDRs of the Node of this name.
-    case ciliumNode(name: String, internalIPs: [IPAddress], externalIPs: [IPAddress], overlay: [IPAddress], podCIDRs: [IPNetwork])
+    case ciliumNode(
+        name: String, internalIPs: [IPAddress], externalIPs: [IPAddress], overlay: [IPAddress], podCIDRs: [IPNetwork])
     case pod(Pod)
     case namespace(name: String, labels: [String: String])
     case policy(EgressPolicy)
@@ -57,7 +58,8 @@ public enum Manifests {
         case ("", "Namespace"):
             let metadata = try metadata(reader)
             objects.append(.namespace(name: try metadata.required("name"), labels: try metadata.map("labels")))
-        case ("cilium.io", "CiliumEgressGatewayPolicy"): objects.append(.policy(try PolicyManifest.read(reader, .cilium)))
+        case ("cilium.io", "CiliumEgressGatewayPolicy"):
+            objects.append(.policy(try PolicyManifest.read(reader, .cilium)))
         case ("culvert.dev", "EgressPolicy"): objects.append(.policy(try PolicyManifest.read(reader, .culvert)))
         case ("", "ConfigMap"):
             if try metadata(reader).required("name") == "cilium-config" {

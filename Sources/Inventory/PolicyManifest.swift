@@ -55,7 +55,8 @@ enum PolicyManifest {
             throw gateway.fail("egressIP", "cannot be set together with interface")
         }
         if !translated && !(addressText.isEmpty && interface.isEmpty) {
-            throw spec.fail("snat", "false leaves the pod's own address, so egressIP and interface make no sense with it")
+            throw spec.fail(
+                "snat", "false leaves the pod's own address, so egressIP and interface make no sense with it")
         }
         if !addressText.isEmpty {
             guard let address = IPAddress(addressText) else {
@@ -65,7 +66,8 @@ enum PolicyManifest {
             if address.family == .v6 { policy.refusal = "egressIP \(address) is IPv6, and this release routes IPv4" }
         } else if !interface.isEmpty {
             guard interface.utf8.count <= 15 else {
-                throw gateway.fail("interface", "\"\(interface)\" is longer than the 15 characters of an interface name")
+                throw gateway.fail(
+                    "interface", "\"\(interface)\" is longer than the 15 characters of an interface name")
             }
             policy.egress = .interface(interface)
         } else if !translated {

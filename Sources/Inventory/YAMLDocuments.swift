@@ -9,20 +9,23 @@ public enum YAMLDocuments {
         public let message: String
     }
 
-    /// More nodes than any inventory has: what expands beyond it is an alias bomb.
-    static let maximumNodes = 5_000_000
+    /// Values per byte of text, above which the text is an alias bomb.
+    static let maximumExpansion = 10
 
     /// Every document of the text, empty ones left out; with the error that ended the reading, if one did.
     public static func parse(_ text: String) throws(Failure) -> [(number: Int, value: JSON)] {
         var documents: [(Int, JSON)] = []
         var number = 0
-        var budget = maximumNodes
+        var budget = text.utf8.count * maximumExpansion + 1000
         do {
-            for node in try Yams.compose_all(yaml: text) {
+            // The sequence ends at an error, and keeps it.
+            var nodes = try Yams.compose_all(yaml: text)
+            while let node = nodes.next() {
                 number += 1
                 let value = try convert(node, &budget)
                 if !value.isNull { documents.append((number, value)) }
             }
+            if let error = nodes.error { throw error }
         } catch let error as Failure {
             throw Failure(document: number, message: error.message)
         } catch {
@@ -33,7 +36,9 @@ public enum YAMLDocuments {
 
     private static func convert(_ node: Yams.Node, _ budget: inout Int) throws -> JSON {
         budget -= 1
-        guard budget > 0 else { throw Failure(document: 0, message: "it has more than \(maximumNodes) values") }
+        guard budget > 0 else {
+            throw Failure(document: 0, message: "its aliases expand to more than \(maximumExpansion) values a byte")
+        }
         switch node {
         case .mapping(let mapping):
             var members: [JSON.Member] = []

@@ -89,7 +89,10 @@ public struct LabelSelector: Equatable, Sendable {
 
 /// `CiliumEgressGatewayPolicy` (cilium.io/v2) or `EgressPolicy` (culvert.dev/v1alpha1).
 public struct EgressPolicy: Equatable, Sendable {
-    public enum Source: String, Sendable { case culvert = "EgressPolicy", cilium = "CiliumEgressGatewayPolicy" }
+    public enum Source: String, Sendable {
+        case culvert = "EgressPolicy"
+        case cilium = "CiliumEgressGatewayPolicy"
+    }
 
     /// One of `spec.selectors`: a pod must match all that are set.
     public struct Selector: Equatable, Sendable {
@@ -126,7 +129,7 @@ public struct EgressPolicy: Equatable, Sendable {
         self.source = source
     }
     /// Policies of both kinds may have one name: EgressPolicy comes first.
-    public var sortKey: String { name + (source == .culvert ? "/0" : "/1") }
+    public var sortKey: String { name + (source == .culvert ? "\u{0}0" : "\u{0}1") }
 }
 
 /// What the ConfigMap `cilium-config` says that matters here.
@@ -156,7 +159,9 @@ public struct CiliumSettings: Equatable, Sendable {
         if endpointRoutes { return nil }
         let devices = (data["devices"] ?? "").split(whereSeparator: { $0 == " " || $0 == "," })
         if devices.count > 1 { return nil }
-        if let version = data["cilium-version"] ?? data["version"], CiliumSettings.isAtLeast1_20(version) { return nil }
+        if let version = data["cilium-version"] ?? data["version"], CiliumSettings.isAtLeastOneTwenty(version) {
+            return nil
+        }
         if devices.count == 1, !devices[0].hasSuffix("+") {
             return (
                 "Cilium before 1.20 with BPF host routing, one device (\(devices[0])) and no endpoint routes skips the "
@@ -171,8 +176,10 @@ public struct CiliumSettings: Equatable, Sendable {
         )
     }
 
-    static func isAtLeast1_20(_ text: String) -> Bool {
-        let numbers = text.drop { !$0.isNumber }.split(separator: ".").prefix(2).compactMap { Int($0.prefix { $0.isNumber }) }
+    static func isAtLeastOneTwenty(_ text: String) -> Bool {
+        let numbers = text.drop { !$0.isNumber }.split(separator: ".").prefix(2).compactMap {
+            Int($0.prefix { $0.isNumber })
+        }
         guard numbers.count == 2 else { return false }
         return (numbers[0], numbers[1]) >= (1, 20)
     }

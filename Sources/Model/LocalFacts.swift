@@ -8,7 +8,13 @@ public struct LocalFacts: Equatable, Sendable {
         public var hostAddresses: [IPAddress]
         /// Next hop of a default route over it, if there is one.
         public var gateway: IPAddress?
-        public init(name: String, addresses: [IPNetwork], hostAddresses: [IPAddress], gateway: IPAddress? = nil) {
+        /// `net.ipv4.conf.<dev>.rp_filter`
+        public var reversePathFilter: Int
+        public init(
+            name: String, addresses: [IPNetwork], hostAddresses: [IPAddress], gateway: IPAddress? = nil,
+            reversePathFilter: Int = 0
+        ) {
+            self.reversePathFilter = reversePathFilter
             self.name = name
             self.addresses = addresses
             self.hostAddresses = hostAddresses

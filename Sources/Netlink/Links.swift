@@ -25,6 +25,9 @@ private enum DeviceSetting {
     static let reversePathFilter = 8
 }
 
+/// `IFLA_VXLAN_LOCALBYPASS` (linux/if_link.h of 6.5), which older headers lack.
+private let vxlanLocalBypass = 31
+
 /// linux/if_tunnel.h: flags of a GRE header in network order.
 private let greKeyFlag: UInt16 = UInt16(0x2000).bigEndian
 
@@ -167,6 +170,9 @@ public enum LinkRequest {
             data.address(IFLA_VXLAN_LOCAL, local)
             data.u16(IFLA_VXLAN_PORT, port.bigEndian)
             data.u8(IFLA_VXLAN_LEARNING, 0)
+            // Between two devices of one host the kernel takes a short cut, on which a packet keeps its route and loops.
+            // Linux 6.5 and later can leave it out; earlier ones ignore the attribute.
+            if port == Ownership.vxlanSelfPort { data.u8(vxlanLocalBypass, 0) }
             // The outer checksum is the overlay's business.
             data.u8(IFLA_VXLAN_UDP_CSUM, 0)
         }

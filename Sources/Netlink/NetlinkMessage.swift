@@ -80,10 +80,10 @@ public struct NetlinkReply {
     /// The attributes behind a fixed part of `offset` bytes.
     public func attributes(after offset: Int) -> NetlinkAttributes {
         let start = mnl_nlmsg_get_payload_offset(header, offset)
-        let length = Int(header.pointee.nlmsg_len) - Int(mnl_nlmsg_size(mnl_align(offset)))
+        let length = Int(header.pointee.nlmsg_len) - Int(mnl_nlmsg_size(aligned(offset)))
         return NetlinkAttributes(start: start.map { UnsafeRawPointer($0) }, length: max(0, length))
     }
-    private func mnl_align(_ length: Int) -> Int { (length + 3) & ~3 }
+    private func aligned(_ length: Int) -> Int { (length + 3) & ~3 }
 }
 
 /// A run of attributes.
@@ -119,7 +119,9 @@ public struct NetlinkAttributes: Sequence {
         var next = start
         var left = length
         return AnyIterator {
-            guard let here = next?.assumingMemoryBound(to: nlattr.self), mnl_attr_ok(here, Int32(left)) else { return nil }
+            guard let here = next?.assumingMemoryBound(to: nlattr.self), mnl_attr_ok(here, Int32(left)) else {
+                return nil
+            }
             let size = (Int(here.pointee.nla_len) + 3) & ~3
             next = UnsafeRawPointer(here).advanced(by: size)
             left -= size

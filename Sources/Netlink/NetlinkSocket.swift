@@ -13,7 +13,7 @@ public final class NetlinkSocket {
             throw NetlinkError(operation: "socket(AF_NETLINK, \(bus))", code: culvert_errno())
         }
         self.socket = socket
-        guard mnl_socket_bind(socket, 0, getpid_t(MNL_SOCKET_AUTOPID)) == 0 else {
+        guard mnl_socket_bind(socket, 0, pid_t(MNL_SOCKET_AUTOPID)) == 0 else {
             let code = culvert_errno()
             mnl_socket_close(socket)
             throw NetlinkError(operation: "bind(AF_NETLINK)", code: code)
@@ -211,5 +211,3 @@ public final class NetlinkSocket {
         return ""
     }
 }
-
-private func getpid_t(_ value: Int32) -> pid_t { pid_t(value) }

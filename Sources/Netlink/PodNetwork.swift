@@ -29,7 +29,8 @@ public struct PodNetwork {
     /// Makes the routes with the smaller MTU exactly these: each a copy of the pod's own route for that destination
     /// (`ip route replace DESTINATION via … dev … mtu MTU`). A destination that the pod has a route of its own for,
     /// such as the default route, is covered by its two halves instead.
-    public func setRoutes(_ wanted: [(destination: IPNetwork, mtu: Int)], interface index: Int32) throws -> [AddedRoute] {
+    public func setRoutes(_ wanted: [(destination: IPNetwork, mtu: Int)], interface index: Int32) throws -> [AddedRoute]
+    {
         let existing = try socket.allRoutesV4()
         let theirs = existing.filter { $0.routeProtocol != Ownership.routeProtocol && $0.table == Rule.mainTable }
         var added: [AddedRoute] = []

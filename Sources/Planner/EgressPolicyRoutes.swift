@@ -67,7 +67,8 @@ enum EgressPolicyRoutes {
         // Sorted by address, then length: a later prefix lies inside an earlier one or behind it. Paint them in order.
         var segments: [(first: UInt64, last: UInt64, claimed: Bool)] = []
         for (prefix, verdict) in verdicts where prefix.family == .v4 {
-            let first = UInt64(prefix.address.v4Value), last = UInt64(prefix.lastV4)
+            let first = UInt64(prefix.address.v4Value)
+            let last = UInt64(prefix.lastV4)
             var claimed = false
             if case .claimed = verdict { claimed = true }
             if let index = segments.lastIndex(where: { $0.first <= first && $0.last >= last }) {

@@ -17,7 +17,9 @@ struct GatewayEgress: Equatable {
             let address =
                 facts.interface(facts.underlayDevice)?.hostAddresses.first { $0.family == .v4 }
                 ?? (facts.isLive ? nil : node?.nodeV4)
-            guard let address else { return .refuses("\(facts.underlayDevice), the default route's interface, has no IPv4 address") }
+            guard let address else {
+                return .refuses("\(facts.underlayDevice), the default route's interface, has no IPv4 address")
+            }
             return .serves(GatewayEgress(identity: identity, address: address, viaInterface: nil))
         case .address(let address):
             guard let interface = facts.interface(with: address) else {
@@ -244,7 +246,13 @@ enum GatewayFirewall {
         case .ipip: return [ipip, gre]
         case .fou: return [fouIPIP, fouGRE]
         // Frames to the sending end of the tunnel to self are nobody's.
-        case .vxlan: return [vxlan, Envelope(match: udp(Ownership.vxlanSelfPort), wellFormed: [], innerSource: .sourceAddress, name: "vxlan to self")]
+        case .vxlan:
+            return [
+                vxlan,
+                Envelope(
+                    match: udp(Ownership.vxlanSelfPort), wellFormed: [], innerSource: .sourceAddress,
+                    name: "vxlan to self"),
+            ]
         }
     }
 

@@ -102,7 +102,9 @@ enum NFTablesJSON {
                 let implied = statements.dropFirst(index + 1).first.map { next -> Bool in
                     if case .match(.destinationAddress, _, _) = next { return true }
                     if case .match(.sourceAddress, _, _) = next { return true }
-                    if case .lookup(let fields, _, _) = next { return fields == [.sourceAddress] || fields == [.destinationAddress] }
+                    if case .lookup(let fields, _, _) = next {
+                        return fields == [.sourceAddress] || fields == [.destinationAddress]
+                    }
                     return false
                 }
                 if implied != true {

@@ -104,7 +104,8 @@ public enum Planner {
                 senders.append((address, assigned.identity))
             }
             if gateway == facts.nodeName {
-                serving[assigned.policy.egress] = GatewayEgress.resolve(assigned.policy.egress, facts: facts, node: node)
+                serving[assigned.policy.egress] = GatewayEgress.resolve(
+                    assigned.policy.egress, facts: facts, node: node)
             }
         }
         let served = serving.values.compactMap { if case .serves(let egress) = $0 { egress } else { nil } }
@@ -255,7 +256,8 @@ public enum Planner {
         }
         for assigned in assignment.active {
             let count = plan.attachments.count { $0.policies.contains { $0.name == assigned.policy.name } }
-            var problem = assigned.gateway == nil ? "no node with an overlay address matches egressGateway.nodeSelector" : ""
+            var problem =
+                assigned.gateway == nil ? "no node with an overlay address matches egressGateway.nodeSelector" : ""
             if assigned.gateway == facts.nodeName, case .refuses(let why)? = serving[assigned.policy.egress] {
                 problem = why
                 plan.warnings.append("policy \(assigned.policy.name): \(why); its packets are dropped here")
@@ -273,6 +275,13 @@ public enum Planner {
                     destinations: policy.destinations, attachments: 0, problem: "refused: \(reason)"))
         }
         plan.policies.sort { ($0.name, $0.source.rawValue) < ($1.name, $1.source.rawValue) }
+        let strict =
+            max(facts.reversePathFilterAll ?? 0, facts.interface(facts.underlayDevice)?.reversePathFilter ?? 0) == 1
+        if strict, plan.attachments.contains(where: { $0.policies.contains { $0.gateway == facts.nodeName } }) {
+            plan.warnings.append(
+                "rp_filter of \(facts.underlayDevice) is strict: replies to pods of this node that have this node as their "
+                    + "gateway are lost; make it loose (sysctl -w net.ipv4.conf.\(facts.underlayDevice).rp_filter=2)")
+        }
         for entry in plan.attachments where !entry.uncovered.isEmpty {
             let list = entry.uncovered.map(\.description).joined(separator: ", ")
             plan.warnings.append(
@@ -319,7 +328,10 @@ public enum Planner {
             warnings.append("the inventory has no ConfigMap cilium-config: this node's kind of routing is unverified")
         }
         if let skipped = inventory.cilium?.skipsRouteLookup {
-            warnings.append(skipped.certain ? "policies for pods of this node are refused: \(skipped.reason)" : "routing is unverified: \(skipped.reason)")
+            warnings.append(
+                skipped.certain
+                    ? "policies for pods of this node are refused: \(skipped.reason)"
+                    : "routing is unverified: \(skipped.reason)")
         }
         return warnings
     }

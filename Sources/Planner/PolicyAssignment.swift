@@ -55,7 +55,9 @@ struct PolicyAssignment {
     /// The first node by name that the policy's gateway selector matches, that is up and has an overlay address.
     static func gateway(of policy: EgressPolicy, inventory: Inventory, health: GatewayHealth) -> String? {
         inventory.nodes.values
-            .filter { policy.gatewaySelector.matches($0.labels) && $0.overlayV4 != nil && !health.down.contains($0.name) }
+            .filter {
+                policy.gatewaySelector.matches($0.labels) && $0.overlayV4 != nil && !health.down.contains($0.name)
+            }
             .map(\.name).min()
     }
 
@@ -73,8 +75,11 @@ struct PolicyAssignment {
             $0.namespace == attachment.podNamespace && $0.name == attachment.podName
                 && (attachment.podUID.isEmpty || $0.hasUID(attachment.podUID))
         }
-        let wanted = pod?.annotations[PolicyAssignment.annotation] ?? attachment.annotations[PolicyAssignment.annotation]
-        if let wanted { return wanted == "none" ? .policies([]) : named(wanted, by: "the annotation \(PolicyAssignment.annotation)") }
+        let wanted =
+            pod?.annotations[PolicyAssignment.annotation] ?? attachment.annotations[PolicyAssignment.annotation]
+        if let wanted {
+            return wanted == "none" ? .policies([]) : named(wanted, by: "the annotation \(PolicyAssignment.annotation)")
+        }
         let labels = podLabels(attachment, pod: pod)
         let namespaceLabels = namespaceLabels(attachment.podNamespace)
         let nodeLabels = inventory.nodes[nodeName]?.labels ?? [:]

@@ -92,9 +92,7 @@ struct TunnelLinks {
     private func sender(_ gateway: IPAddress, _ identity: EgressIdentity) -> Link.Kind {
         if tunnelProtocol == .vxlan && gateway == local {
             // A VXLAN frame whose source MAC is the receiving device's own is dropped, so the way to self needs a
-            // second device. Its forwarding entry sends with the receiver's VNI, and to the receiver's port: between
-            // devices of one port the kernel takes a short cut past lo, on which the packet keeps its old route and
-            // loops (drivers/net/vxlan: encap_bypass_if_local).
+            // second device. Its forwarding entry sends with the receiver's VNI and to the receiver's port.
             return .vxlan(
                 local: local, vni: identity.vni | EgressIdentity.selfVNIBit, port: Ownership.vxlanSelfPort,
                 mac: TunnelLinks.mac(local, toSelf: true))

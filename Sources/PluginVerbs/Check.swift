@@ -11,7 +11,8 @@ extension Plugin {
         _ environment: CNIEnvironment, _ configuration: NetworkConfiguration, deadline: Int64
     ) throws(CNIError) {
         guard configuration.version.hasCheck else {
-            throw CNIError(.incompatibleVersion, "CHECK exists from cniVersion 0.4.0 on, not in \(configuration.version.text)")
+            throw CNIError(
+                .incompatibleVersion, "CHECK exists from cniVersion 0.4.0 on, not in \(configuration.version.text)")
         }
         guard let previous = configuration.previousResult else {
             throw CNIError(.invalidConfiguration, "prevResult is missing", details: "CHECK compares with it")

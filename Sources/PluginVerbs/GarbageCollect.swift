@@ -7,7 +7,8 @@ extension Plugin {
     /// GC: attachments of this network that the runtime does not know any more are ended.
     static func collectGarbage(_ configuration: NetworkConfiguration, deadline: Int64) throws(CNIError) {
         guard configuration.version.hasGarbageCollection else {
-            throw CNIError(.incompatibleVersion, "GC exists from cniVersion 1.1.0 on, not in \(configuration.version.text)")
+            throw CNIError(
+                .incompatibleVersion, "GC exists from cniVersion 1.1.0 on, not in \(configuration.version.text)")
         }
         guard let valid = configuration.validAttachments else { return }
         var request = HelperRequest(.gc)

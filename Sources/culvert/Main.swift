@@ -47,7 +47,8 @@ struct Main {
             }
             bytes.append(contentsOf: chunk[0..<count])
             guard bytes.count <= maximumConfiguration else {
-                throw CNIError(.decodingFailure, "the configuration on stdin has more than \(maximumConfiguration) bytes")
+                throw CNIError(
+                    .decodingFailure, "the configuration on stdin has more than \(maximumConfiguration) bytes")
             }
         }
     }
@@ -68,7 +69,9 @@ struct Main {
         let bytes = Array(text.utf8)
         var offset = 0
         while offset < bytes.count {
-            let written = bytes.withUnsafeBytes { write(descriptor, $0.baseAddress?.advanced(by: offset), bytes.count - offset) }
+            let written = bytes.withUnsafeBytes {
+                write(descriptor, $0.baseAddress?.advanced(by: offset), bytes.count - offset)
+            }
             if written < 0 && culvert_errno() == EINTR { continue }
             guard written > 0 else { return false }
             offset += written

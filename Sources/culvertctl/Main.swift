@@ -38,7 +38,8 @@ struct HelperOptions: ParsableArguments {
             if response.status != .ok { throw Failure("culvertd: \(value["error"]?.string ?? "\(response.status)")") }
             return value
         } catch let error as Failure { throw error } catch {
-            throw Failure("culvertd cannot be reached at \(socket): is it running, and may this user open the socket? (\(error))")
+            throw Failure(
+                "culvertd cannot be reached at \(socket): is it running, and may this user open the socket? (\(error))")
         }
     }
 
@@ -68,7 +69,9 @@ enum YAML {
         case .string(let text): Yams.Node(text, Tag(.str), .doubleQuoted)
         case .array(let elements): Yams.Node(elements.map(node), Tag(.seq), elements.isEmpty ? .flow : .block)
         case .object(let members):
-            Node(members.map { (Yams.Node($0.key, Tag(.str)), node($0.value)) }, Tag(.map), members.isEmpty ? .flow : .block)
+            Node(
+                members.map { (Yams.Node($0.key, Tag(.str)), node($0.value)) }, Tag(.map),
+                members.isEmpty ? .flow : .block)
         }
     }
 }
@@ -99,7 +102,8 @@ enum Table {
 }
 
 struct StatusCommand: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(commandName: "status", abstract: "How this node is, and what is wrong.")
+    static let configuration = CommandConfiguration(
+        commandName: "status", abstract: "How this node is, and what is wrong.")
     @OptionGroup var helper: HelperOptions
 
     func run() async throws {
@@ -108,7 +112,8 @@ struct StatusCommand: AsyncParsableCommand {
         helper.show(status) { status in
             var text = ""
             for (label, key) in [
-                ("Node", "node"), ("Datapath", "datapath"), ("Protocol", "protocol"), ("Overlay address", "overlayAddress"),
+                ("Node", "node"), ("Datapath", "datapath"), ("Protocol", "protocol"),
+                ("Overlay address", "overlayAddress"),
                 ("Underlay", "underlay"), ("Underlay MTU", "underlayMTU"), ("Nodes", "nodes"), ("Policies", "policies"),
                 ("Attachments", "attachments"), ("Adopted", "adopted"),
             ] {
@@ -140,7 +145,9 @@ struct Nodes: AsyncParsableCommand {
             Table.render(
                 ["NAME", "SELF", "INTERNAL-IP", "OVERLAY", "POD CIDRS", "GATEWAY FOR"],
                 (value.elements ?? []).map { row in
-                    ["name", "self", "internalIP", "overlayAddress", "podCIDRs", "gatewayFor"].map { Table.cell(row[$0]) }
+                    ["name", "self", "internalIP", "overlayAddress", "podCIDRs", "gatewayFor"].map {
+                        Table.cell(row[$0])
+                    }
                 })
         }
     }
@@ -169,13 +176,15 @@ enum AttachmentTable {
             rows.map { row in
                 let name = row["name"]?.string ?? ""
                 let namespace = row["namespace"]?.string ?? ""
-                let pod = name.isEmpty ? Table.cell(row["containerID"]) : namespace.isEmpty ? name : "\(namespace)/\(name)"
+                let pod =
+                    name.isEmpty ? Table.cell(row["containerID"]) : namespace.isEmpty ? name : "\(namespace)/\(name)"
                 let policies = row["policies"]?.elements ?? []
                 func list(_ key: String) -> String {
                     policies.isEmpty ? "-" : policies.map { Table.cell($0[key]) }.joined(separator: ",")
                 }
                 let note =
-                    row["refused"]?.string ?? (row["adopted"]?.bool == true ? "adopted" : row["uncovered"] != nil ? "IPv6 not covered" : "-")
+                    row["refused"]?.string
+                    ?? (row["adopted"]?.bool == true ? "adopted" : row["uncovered"] != nil ? "IPv6 not covered" : "-")
                 return [
                     pod, Table.cell(row["addresses"]), list("name"), list("gateway"), list("egressAddress"),
                     Table.cell(row["table"]), Table.cell(row["mtu"]), note,
@@ -224,7 +233,9 @@ struct PlanCommand: ParsableCommand {
             FileHandle.standardError.write(Data("culvertctl: \(problem)\n".utf8))
         }
         guard content.nodes[node] != nil else {
-            throw Failure("the inventory in \(inventory) has no node \"\(node)\"; it has \(content.nodes.keys.sorted().joined(separator: ", "))")
+            throw Failure(
+                "the inventory in \(inventory) has no node \"\(node)\"; it has \(content.nodes.keys.sorted().joined(separator: ", "))"
+            )
         }
         let plan = Planner.plan(
             configuration: configuration.planner, localFacts: LocalFacts(nodeName: node), inventory: content,

@@ -18,7 +18,8 @@ struct Culvertd: AsyncParsableCommand {
 }
 
 struct Run: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Run the helper. It needs CAP_NET_ADMIN and nothing else.")
+    static let configuration = CommandConfiguration(
+        abstract: "Run the helper. It needs CAP_NET_ADMIN and nothing else.")
 
     @Option(help: "Configuration file. (default: /etc/culvert/culvertd.yaml, where it exists)") var config: String?
     @Option(help: "Name of this node. (default: the configuration's, NODE_NAME, the host name)") var node: String?
@@ -26,7 +27,8 @@ struct Run: AsyncParsableCommand {
     var inventory: String?
     @Option(help: "Directory of the sockets and attachments.") var runDir = "/run/culvert"
     @Option(help: "Directory of what outlives a reboot. (Not used by this release.)") var stateDir = "/var/lib/culvert"
-    @Option(help: "Log level: trace, debug, info, notice, warning, error, critical. (default: the configuration's, info)")
+    @Option(
+        help: "Log level: trace, debug, info, notice, warning, error, critical. (default: the configuration's, info)")
     var logLevel: String?
 
     func run() async throws {
@@ -38,7 +40,9 @@ struct Run: AsyncParsableCommand {
             }
         }
         let level = logLevel ?? settings.logLevel
-        guard let threshold = Logger.Level(rawValue: level) else { throw ValidationError("--log-level \(level) is none") }
+        guard let threshold = Logger.Level(rawValue: level) else {
+            throw ValidationError("--log-level \(level) is none")
+        }
         LoggingSystem.bootstrap { label in
             var handler = StreamLogHandler.standardError(label: label)
             handler.logLevel = threshold
@@ -49,11 +53,13 @@ struct Run: AsyncParsableCommand {
 
         _ = culvert_raise_net_admin()
         guard culvert_has_net_admin() == 1 else {
-            logger.critical("CAP_NET_ADMIN is missing: run as root, or give the binary the capability (setcap cap_net_admin+ep)")
+            logger.critical(
+                "CAP_NET_ADMIN is missing: run as root, or give the binary the capability (setcap cap_net_admin+ep)")
             throw ExitCode(1)
         }
         let name =
-            node ?? settings.node ?? ProcessInfo.processInfo.environment["NODE_NAME"] ?? ProcessInfo.processInfo.hostName
+            node ?? settings.node ?? ProcessInfo.processInfo.environment["NODE_NAME"]
+            ?? ProcessInfo.processInfo.hostName
         let directory = inventory ?? settings.inventoryPath
         let isReady = Ready()
         do {

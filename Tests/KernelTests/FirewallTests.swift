@@ -61,7 +61,8 @@ struct FirewallTests {
         let index = try #require(wanted.sets.firstIndex { $0.name == "remote_pods" })
         wanted.sets[index].elements.insert(.init(first: 0xC0A8_0000, last: 0xC0A8_00FF))
         let change = FirewallSocket.change(from: try firewall.read(), to: wanted)
-        #expect(change == .elements(added: ["remote_pods": [.init(first: 0xC0A8_0000, last: 0xC0A8_00FF)]], removed: [:]))
+        #expect(
+            change == .elements(added: ["remote_pods": [.init(first: 0xC0A8_0000, last: 0xC0A8_00FF)]], removed: [:]))
         try firewall.apply(change, wanted: wanted)
         #expect(FirewallSocket.change(from: try firewall.read(), to: wanted) == .none)
     }

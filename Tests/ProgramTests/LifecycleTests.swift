@@ -1,0 +1,185 @@
+import Foundation
+import Jansson
+import TestSupport
+import Testing
+
+/// Whole programs in the lab, with vxlan, which every kernel has.
+@Suite(.serialized, .enabled(if: Lab.isPossible, "needs root; install/test.sh runs it"))
+struct LifecycleTests {
+    static let policy = Lab.policy("shop", app: "shop")
+
+    /// Kernel state of a namespace without counters, and without what lives by itself (caches, dynamic neighbours).
+    func snapshot(_ lab: Lab, _ namespace: String) -> String {
+        lab.run(
+            in: namespace,
+            """
+            bash -c 'ip -j -d link; ip -j addr; ip -j rule; ip -j route show table all; ip -j nexthop; nft -s list ruleset;
+            for s in /proc/sys/net/ipv4/conf/*/{rp_filter,forwarding}; do echo $s $(cat $s); done'
+            """
+        ).output.replacingOccurrences(
+            of: #""(valid|preferred)_life_time":[0-9]+"#, with: "", options: .regularExpression)
+    }
+
+    @Test func cleanupLeavesTheKernelAsItWas() throws {
+        let lab = try Lab("c")
+        try lab.inventory("policy.yaml", Self.policy)
+        // A pod that was there first, so that what stays afterwards is comparable.
+        let before = ["n1", "n3"].map { snapshot(lab, $0) }
+        try lab.start("n1", "n3")
+        #expect(snapshot(lab, "n1") != before[0])
+        #expect(snapshot(lab, "n1").contains("cni-culvert0"))
+        for node in ["n1", "n3"] {
+            lab.kill(node, signal: SIGTERM)
+            let result = lab.run(
+                in: node,
+                "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin --bounding-set -all,+net_admin \(Shell.binaries)/culvertd cleanup --run-dir \(lab.directory)/\(node)"
+            )
+            #expect(result.status == 0, "\(result.errors)")
+        }
+        #expect(snapshot(lab, "n1") == before[0])
+        #expect(snapshot(lab, "n3") == before[1])
+        #expect(
+            Shell.run("ls -A \(lab.directory)/n1/attachments \(lab.directory)/n1/deleted | grep -v :").output
+                .trimmingCharacters(in: .whitespacesAndNewlines) == "")
+    }
+
+    @Test func aKilledHelperLosesNoPacketAndAdoptsWhatItFinds() throws {
+        let lab = try Lab("k")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1", "n3")
+        try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
+        try lab.pod("b", on: "n1", last: 11, labels: "app:shop")
+        #expect(lab.pings("a", "203.0.113.10"))
+        lab.forgetSeen()
+        // 60 pings while both helpers are killed, a DEL comes, and they start again.
+        let outcome = "\(lab.directory)/ping"
+        Shell.run(
+            "ip netns exec \(lab.prefix)-a ping -n -q -i 0.05 -c 60 -W 2 203.0.113.10 > \(outcome) 2>&1 < /dev/null & sleep 0.5"
+        )
+        lab.kill("n1")
+        lab.kill("n3")
+        let deletion = lab.plugin("n1", "DEL", "b")
+        #expect(deletion.status == 0, "\(deletion.output)")
+        #expect(deletion.errors.contains("recorded"))
+        try lab.start("n1", "n3")
+        #expect(
+            lab.eventually(10) {
+                (try? String(contentsOfFile: outcome, encoding: .utf8))?.contains("transmitted") ?? false
+            })
+        let text = try String(contentsOfFile: outcome, encoding: .utf8)
+        #expect(text.contains("60 packets transmitted, 60 received"), "\(text)")
+        #expect(lab.seen("pings").keys.sorted() == ["10.0.0.13 > 203.0.113.10"])
+        for node in ["n1", "n3"] {
+            let diff = lab.ctl(node, "diff")
+            #expect(diff.output == "[]\n" && diff.status == 0, "\(diff.output)")
+        }
+        let names = (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["containerID"]?.string }
+        #expect(names == ["\(lab.prefix)-a"])
+        #expect(lab.run(in: "n1", "ip rule").output.contains("10.244.1.11") == false)
+    }
+
+    @Test func aKillDuringADDsLeavesNothingHalf() throws {
+        let lab = try Lab("h")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1")
+        for round in 1...5 {
+            Shell.run("(sleep 0.0\(round); kill -9 \(lab.pid("n1"))) > /dev/null 2>&1 < /dev/null &")
+            // The plugin says "try again later" or succeeds; the runtime would DEL and try again.
+            _ = lab.lab("pod n1 p\(round) \(20 + round) app:shop", extra: ["LAB_TIMEOUT": "5"])
+            usleep(200_000)
+            lab.kill("n1")
+            try lab.start("n1")
+            #expect(lab.plugin("n1", "ADD", "p\(round)").status == 0)
+            #expect(lab.ctl("n1", "diff").status == 0)
+        }
+        for round in 1...5 { #expect(lab.plugin("n1", "DEL", "p\(round)").status == 0) }
+        #expect(lab.api("n1", "/v1/attachments")?.elements?.count == 0)
+        #expect(lab.run(in: "n1", "ip rule show priority 106").output == "")
+    }
+
+    @Test func aLostDELEndsTheAttachmentAlsoWhileTheHelperIsDown() throws {
+        let lab = try Lab("l")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1")
+        try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
+        Shell.run("ip netns del \(lab.prefix)-a")
+        #expect(lab.eventually { lab.api("n1", "/v1/attachments")?.elements?.count == 0 })
+        #expect(lab.eventually { lab.run(in: "n1", "ip rule").output.contains("10.244.1.10") == false })
+
+        try lab.pod("b", on: "n1", last: 10, labels: "app:shop")
+        lab.kill("n1")
+        Shell.run("ip netns del \(lab.prefix)-b")
+        #expect(lab.eventually { !lab.run(in: "n1", "ip link").output.contains("lxcb") })
+        try lab.start("n1")
+        #expect(lab.api("n1", "/v1/attachments")?.elements?.count == 0)
+        // Its address, given to a pod without a policy, has no policy.
+        try lab.pod("c", on: "n1", last: 10, labels: "app:none")
+        lab.forgetSeen()
+        #expect(lab.pings("c", "203.0.113.10"))
+        #expect(lab.seen("pings").keys.sorted() == ["10.0.0.11 > 203.0.113.10"])
+        #expect(lab.ctl("n1", "diff").output == "[]\n")
+    }
+
+    @Test func anAddressWithANewOwnerEvictsTheOldAttachment() throws {
+        let lab = try Lab("v")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1")
+        try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
+        try lab.pod("b", on: "n1", last: 10, labels: "app:none")
+        let names = (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["containerID"]?.string }
+        #expect(names == ["\(lab.prefix)-b"])
+        #expect(!lab.run(in: "n1", "ip rule").output.contains("10.244.1.10"))
+    }
+
+    @Test func verbsAnswerAsTheSpecificationSays() throws {
+        let lab = try Lab("w")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1")
+        for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+            let extra = ["LAB_CNI_VERSION": version]
+            let first =
+                version == "0.3.0"
+                ? try lab.pod("a", on: "n1", last: 10, labels: "app:shop") : lab.plugin("n1", "ADD", "a", extra: extra)
+            #expect(first.status == 0, "\(first.output)")
+            let result = lab.plugin("n1", "ADD", "a", extra: extra)
+            #expect(result.status == 0, "a repeated ADD: \(result.output)")
+            let routes = result.json?["routes"]?.elements ?? []
+            #expect(routes.count == 3)
+            #expect((routes.last?["mtu"] != nil) == (version == "1.1.0"))
+            #expect(result.json?["cniVersion"]?.string == version)
+            if version != "0.3.0" && version != "0.3.1" {
+                let check = lab.plugin("n1", "CHECK", "a", extra: extra)
+                #expect(check.status == 0, "\(check.output)")
+            }
+            #expect(lab.plugin("n1", "DEL", "a", extra: extra.merging(["LAB_NETNS": ""]) { _, new in new }).status == 0)
+            #expect(lab.plugin("n1", "DEL", "a", extra: extra).status == 0)
+        }
+        _ = lab.plugin("n1", "ADD", "a")
+        lab.run(in: "n1", "ip rule del priority 106")
+        #expect(lab.eventually { lab.ctl("n1", "diff").status == 0 }, "drift is repaired")
+        lab.run(in: "a", "ip route del 0.0.0.0/1")
+        let check = lab.plugin("n1", "CHECK", "a")
+        #expect(check.json?["code"]?.integer == 102)
+        #expect(lab.plugin("n1", "STATUS", "a", extra: ["LAB_CNI_VERSION": "1.1.0"]).status == 0)
+        lab.kill("n1")
+        #expect(lab.plugin("n1", "STATUS", "a", extra: ["LAB_CNI_VERSION": "1.1.0"]).json?["code"]?.integer == 50)
+        #expect(lab.plugin("n1", "ADD", "a").json?["code"]?.integer == 11)
+    }
+
+    @Test func driftOfEveryKindIsRepaired() throws {
+        let lab = try Lab("d")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1")
+        try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
+        for damage in [
+            "ip rule del priority 106", "ip rule del priority 105", "ip route flush table 47000",
+            "ip nexthop del id 1130000000", "ip link del cni-culvert0", "nft delete table inet culvert",
+            "nft flush chain inet culvert input", "ip addr flush dev cni-culvert0", "ip link set cni-culvert0 mtu 1300",
+            "ip neigh flush dev cni-culvert0 nud permanent",
+        ] {
+            #expect(lab.run(in: "n1", damage).status == 0, "\(damage)")
+            #expect(lab.eventually(10) { lab.ctl("n1", "diff").status == 0 }, "\(damage)")
+        }
+        #expect(lab.log("n1").contains("not as planned") == false, "\(lab.log("n1"))")
+    }
+}

@@ -1,0 +1,169 @@
+import CLinux
+import Foundation
+import Jansson
+import Synchronization
+
+/// The three-node cluster of Tests/Lab/lab.sh, from Swift.
+public final class Lab: Sendable {
+    public enum Routing: String, Sendable, CaseIterable { case stack, ebpf }
+
+    public let prefix: String
+    public let directory: String
+    public let routing: Routing
+    private let environment: [String: String]
+    private static let script = Shell.packageRoot + "/Tests/Lab/lab.sh"
+
+    /// The protocol that the kernel here is to show: what install/test.sh says, or vxlan, which every kernel has.
+    public static let tunnelProtocol = ProcessInfo.processInfo.environment["CULVERT_LAB_PROTOCOL"] ?? "vxlan"
+    public static var isPossible: Bool { Shell.isRoot && ProcessInfo.processInfo.environment["CULVERT_LAB"] == "1" }
+
+    public struct Failure: Error, CustomStringConvertible { public let description: String }
+
+    /// Makes the network and the inventory; no helper runs yet.
+    public init(_ name: String, routing: Routing = .stack, tunnelProtocol: String = Lab.tunnelProtocol) throws {
+        self.routing = routing
+        prefix = "\(Shell.prefix)\(name)"
+        directory = "/run/culvert-\(prefix)"
+        let config = "\(directory)/culvertd.yaml"
+        environment = [
+            "LAB_ROUTING": routing.rawValue, "LAB_CONFIG": config,
+            "LAB_BPF": ProcessInfo.processInfo.environment["CULVERT_LAB_BPF"] ?? "/tmp/host_routing.bpf.o",
+        ]
+        Lab.live.withLock { $0.append((prefix, directory)) }
+        _ = Lab.atExit
+        Shell.run("mkdir -p \(directory)/inventory && chmod 755 \(directory)")
+        try "encapsulation: {protocol: \(tunnelProtocol)}\n".write(toFile: config, atomically: true, encoding: .utf8)
+        try check(lab("up"))
+    }
+
+    /// Labs that are up: shared ones live as long as the process, and are taken down when it exits.
+    private static let live = Mutex<[(prefix: String, directory: String)]>([])
+    private static let atExit: Void = {
+        atexit { for (prefix, directory) in Lab.live.withLock({ $0 }) { Lab.down(prefix, directory) } }
+    }()
+    private static func down(_ prefix: String, _ directory: String) {
+        Shell.run("\(script) down \(prefix) \(directory); rm -rf \(directory)", timeout: 60)
+    }
+
+    deinit {
+        Lab.live.withLock { $0.removeAll { $0.prefix == prefix } }
+        Lab.down(prefix, directory)
+    }
+
+    @discardableResult
+    private func check(_ result: CommandResult) throws -> CommandResult {
+        guard result.status == 0 else { throw Failure(description: "\(result.output)\n\(result.errors)") }
+        return result
+    }
+
+    public func lab(_ arguments: String, extra: [String: String] = [:]) -> CommandResult {
+        let words = arguments.split(separator: " ", maxSplits: 1)
+        let rest = words.count > 1 ? String(words[1]) : ""
+        return Shell.run(
+            "\(Lab.script) \(words[0]) \(prefix) \(directory) \(rest)",
+            environment: environment.merging(extra) { _, new in new }, timeout: 120)
+    }
+
+    /// Starts culvertd of a node and waits until it is ready.
+    public func start(_ nodes: String...) throws { for node in nodes { try check(lab("helper \(node)")) } }
+    /// Adds a pod with the plugin's ADD.
+    @discardableResult
+    public func pod(_ name: String, on node: String, last: Int, labels: String = "") throws -> CommandResult {
+        try check(lab("pod \(node) \(name) \(last) \(labels)"))
+    }
+    /// Runs a command in one of the lab's network namespaces.
+    @discardableResult
+    public func run(in namespace: String, _ command: String, timeout: Int = 60) -> CommandResult {
+        Shell.run("ip netns exec \(prefix)-\(namespace) \(command)", environment: environment, timeout: timeout)
+    }
+    public func plugin(_ node: String, _ command: String, _ pod: String, extra: [String: String] = [:]) -> CommandResult
+    {
+        lab("plugin \(node) \(command) \(pod)", extra: extra)
+    }
+    public func inventory(_ file: String, _ text: String) throws {
+        let path = "\(directory)/inventory/\(file)"
+        try text.write(toFile: path + ".tmp", atomically: false, encoding: .utf8)
+        rename(path + ".tmp", path)
+    }
+    public func pid(_ node: String) -> pid_t {
+        (try? String(contentsOfFile: "\(directory)/\(node).pid", encoding: .utf8))
+            .flatMap { pid_t($0.trimmingCharacters(in: .whitespacesAndNewlines)) } ?? 0
+    }
+    public func kill(_ node: String, signal: Int32 = SIGKILL) {
+        let id = pid(node)
+        if id > 1 { CLinux.kill(id, signal) }
+        for _ in 0..<100 where CLinux.kill(id, 0) == 0 { usleep(50_000) }
+    }
+    public func log(_ node: String) -> String {
+        (try? String(contentsOfFile: "\(directory)/\(node).log", encoding: .utf8)) ?? ""
+    }
+    public func api(_ node: String, _ path: String) -> JSON? {
+        run(in: node, "curl -s --unix-socket \(directory)/\(node)/api.sock http://localhost\(path)").json
+    }
+    public func ctl(_ node: String, _ arguments: String) -> CommandResult {
+        Shell.run("\(Shell.binaries)/culvertctl \(arguments) --run-dir \(directory)/\(node)")
+    }
+
+    /// True when one of `count` pings is answered.
+    public func pings(_ pod: String, _ destination: String, count: Int = 1, size: Int = 56, extra: String = "") -> Bool
+    {
+        run(in: pod, "ping -n -q -c \(count) -i 0.2 -W 3 -s \(size) \(extra) \(destination)").status == 0
+    }
+
+    /// What the outside host has seen: "source > destination" to packets, of `pings`, `datagrams` or `connections`.
+    public func seen(_ set: String) -> [String: Int] {
+        var result: [String: Int] = [:]
+        let list = run(in: "out", "nft -j list set inet watch \(set)").json?["nftables"]?.elements ?? []
+        for element in list.compactMap({ $0["set"]?["elem"]?.elements }).joined() {
+            guard let parts = element["elem"]?["val"]?["concat"]?.elements else { continue }
+            let count = element["elem"]?["counter"]?["packets"]?.integer ?? 0
+            result["\(parts[0].string ?? "") > \(parts[1].string ?? "")"] = Int(count)
+        }
+        return result
+    }
+    public func forgetSeen() {
+        for set in ["pings", "datagrams", "connections"] { run(in: "out", "nft flush set inet watch \(set)") }
+    }
+
+    /// Packets of protocols 4 and 47 that the router has dropped.
+    public func droppedByRouter() -> Int {
+        let list = run(in: "r", "nft -j list counters table inet cloud").json?["nftables"]?.elements ?? []
+        return list.compactMap { $0["counter"]?["packets"]?.integer }.reduce(0) { $0 + Int($1) }
+    }
+
+    /// Packets counted by the firewall rule with this comment.
+    public func counted(_ node: String, _ comment: String) -> Int {
+        let rules = api(node, "/v1/status")?["firewall"]?.elements ?? []
+        return Int(rules.first { $0["rule"]?.string == comment }?["packets"]?.integer ?? -1)
+    }
+
+    /// Waits until `condition` holds.
+    public func eventually(_ seconds: Double = 20, _ condition: () -> Bool) -> Bool {
+        let end = Date().addingTimeInterval(seconds)
+        while Date() < end {
+            if condition() { return true }
+            usleep(50_000)
+        }
+        return condition()
+    }
+
+    public static func policy(
+        _ name: String, app: String, destinations: String = "[0.0.0.0/0]", excluded: String = "[]", zone: String = "z3",
+        egress: String = "", kind: String = "CiliumEgressGatewayPolicy", more: String = ""
+    ) -> String {
+        let version = kind == "EgressPolicy" ? "culvert.dev/v1alpha1" : "cilium.io/v2"
+        return """
+            ---
+            apiVersion: \(version)
+            kind: \(kind)
+            metadata: {name: \(name)}
+            spec:
+              selectors: [{podSelector: {matchLabels: {app: \(app)}}}]
+              destinationCIDRs: \(destinations)
+              excludedCIDRs: \(excluded)
+              egressGateway: {nodeSelector: {matchLabels: {zone: \(zone)}}\(egress.isEmpty ? "" : ", " + egress)}
+            \(more.isEmpty ? "" : "  " + more)
+
+            """
+    }
+}

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# All tests: planner and formats, kernel modules in namespaces, whole programs on real runtimes, scenarios natively
+# with VXLAN and in a VM with IPIP and FOU. Needs root and installs what is missing.
+source "$(dirname "$0")/prepare.sh"
+need_root
+need_swift
+install_packages "${packages[@]}"
+install_vm
+cd "$root"
+say "building"
+swift build --build-tests 2>&1 | grep -E 'error|warning: unre|Compiling|Build' | tail -n 5
+work=$(mktemp -d "$root/.build/test.XXXXXX")
+cleanup() {
+    # Whatever a test that crashed left behind; names carry the process id of the test run.
+    local name pid
+    for pid in $(cat "$work"/pids 2> /dev/null); do
+        ip netns list | awk -v p="cv$pid" 'index($1, p) == 1 {print $1}' | while read -r name; do ip netns del "$name"; done
+        for name in /run/culvert-cv"$pid"*/*.pid; do [ -e "$name" ] && kill -9 "$(cat "$name")" 2> /dev/null; done
+        rm -rf /run/culvert-cv"$pid"*
+    done
+    rm -rf "$work"
+}
+trap cleanup EXIT
+build_bpf "$work/host_routing.bpf.o"
+export CULVERT_LAB_BPF=$work/host_routing.bpf.o CULVERT_BIN=$root/.build/debug
+bundle=$root/.build/debug/culvertPackageTests.xctest
+total=0 failed=0
+
+# run NAME FILTER COMMAND...: one layer; a run of no tests is a failure.
+run() {
+    local name=$1 filter=$2 status=0 count
+    shift 2
+    say "$name"
+    "$@" "$bundle" --testing-library swift-testing --filter "$filter" > "$work/log" 2>&1 & local pid=$!
+    echo $pid >> "$work/pids"
+    wait $pid || status=$?
+    sed 's/\x1b\[[0-9;]*m//g' "$work/log" > "$work/plain"
+    grep -E '^(✘|✔ Test |✔ Suite)|recorded an issue|^↳|with .* tests? ' "$work/plain" | grep -v 'Test case passing' || true
+    count=$(sed -nE 's/.*Test run with ([0-9]+) tests?.*/\1/p' "$work/plain" | tail -n 1)
+    if [ "$status" != 0 ] || [ "${count:-0}" = 0 ] || grep -q '➜ .* skipped' "$work/plain"; then
+        echo "FAILED: $name (exit $status, ${count:-0} tests)"
+        tail -n 40 "$work/plain"
+        failed=$((failed + 1))
+    fi
+    total=$((total + ${count:-0}))
+}
+
+run "planner, formats, bad input" PlannerTests env
+run "kernel modules in a network namespace" KernelTests env CULVERT_OWN_NETNS=1 unshare --net
+run "whole programs" ProgramTests env CULVERT_LAB=1
+run "scenarios, natively with vxlan" ScenarioTests env CULVERT_LAB=1
+if [ "${CULVERT_SKIP_VM:-}" != 1 ]; then
+    options=$(vm_options)
+    case $options in *disable-kvm*) say "the VM is emulated: /dev/kvm does not work here" ;; esac
+    for protocol in ipip fou; do
+        cat > "$work/vm.sh" <<V
+modprobe -a ipip ip_gre fou vxlan nf_tables veth cls_bpf sch_ingress
+export CULVERT_LAB=1 CULVERT_LAB_PROTOCOL=$protocol CULVERT_LAB_BPF=$CULVERT_LAB_BPF CULVERT_BIN=$CULVERT_BIN
+exec "\$@"
+V
+        # shellcheck disable=SC2086
+        in_vm() { timeout 1200 vng $options -r "$(vm_kernel)" --user root -- bash "$work/vm.sh" "$@"; }
+        run "scenarios in the VM with $protocol" ScenarioTests in_vm
+    done
+fi
+say "done"
+echo "$((total - failed)) passed, $failed failed"
+[ "$failed" = 0 ]
