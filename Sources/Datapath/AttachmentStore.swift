@@ -132,7 +132,13 @@ enum AttachmentRecord {
             ("addresses", .array(attachment.addresses.map { .string($0.description) })),
             ("labels", map(attachment.labels)), ("annotations", map(attachment.annotations)),
             ("defaultPolicy", .string(attachment.defaultPolicy)),
-            ("hostIndex", .integer(Int64(attachment.hostIndex))), ("hostName", .string(attachment.hostName)))
+            (
+                "podRoutes",
+                .object(
+                    attachment.podRoutes.sorted { $0.key < $1.key }.map {
+                        JSON.Member("\($0.key)", .integer(Int64($0.value)))
+                    })
+            ), ("hostIndex", .integer(Int64(attachment.hostIndex))), ("hostName", .string(attachment.hostName)))
     }
 
     static func attachment(_ value: JSON) -> Attachment? {
@@ -144,10 +150,16 @@ enum AttachmentRecord {
         }
         let addresses = (value["addresses"]?.elements ?? []).compactMap { $0.string.flatMap { IPNetwork($0) } }
         guard !text("containerID").isEmpty, !text("ifname").isEmpty, !addresses.isEmpty else { return nil }
-        return Attachment(
+        var attachment = Attachment(
             containerID: text("containerID"), interfaceName: text("ifname"), network: text("network"),
             podNamespace: text("namespace"), podName: text("name"), podUID: text("uid"), addresses: addresses,
             labels: map("labels"), annotations: map("annotations"), defaultPolicy: text("defaultPolicy"),
             hostIndex: Int32(clamping: value["hostIndex"]?.integer ?? 0), hostName: text("hostName"))
+        for member in value["podRoutes"]?.members ?? [] {
+            if let network = IPNetwork(member.key), let mtu = member.value.integer {
+                attachment.podRoutes[network] = Int(mtu)
+            }
+        }
+        return attachment
     }
 }

@@ -289,6 +289,8 @@ public actor NodeAgent {
             datapathProblem = ""
             let routes = try pod.setRoutes(
                 entry.podRoutes.map { ($0.destination, $0.mtu) }, interface: interface.index)
+            for route in routes { attachment.podRoutes[route.destination] = route.mtu }
+            attachments[attachment.id] = attachment
             try store.save(attachment)
             for id in before.keys where attachments[id] == nil { store.remove(id) }
             return routes.map {
@@ -356,12 +358,10 @@ public actor NodeAgent {
         guard differences.isEmpty else {
             throw failed("the kernel differs from the plan", differences.prefix(5).joined(separator: "; "))
         }
-        let entry = plan.attachments.first { $0.attachment.id == id }
-        for route in entry?.podRoutes ?? [] {
-            let covered = present.contains { there in
-                there.destination.overlaps(route.destination) && Int(there.mtu) == route.mtu
+        for (destination, mtu) in attachment.podRoutes.sorted(by: { $0.key < $1.key }) {
+            guard present.contains(where: { $0.destination == destination && Int($0.mtu) == mtu }) else {
+                throw failed("the pod has lost its route to \(destination) with mtu \(mtu)")
             }
-            guard covered else { throw failed("the pod has lost its route to \(route.destination)") }
         }
     }
 

@@ -13,6 +13,8 @@ public struct Attachment: Equatable, Sendable {
     /// Index and name of the host-side peer link; 0 where it is not known.
     public var hostIndex: Int32
     public var hostName: String
+    /// Routes that ADD put into the pod, and their MTUs.
+    public var podRoutes: [IPNetwork: Int] = [:]
     /// Found by its Pod object rather than by an ADD: nothing inside the pod was changed.
     public var adopted = false
 

@@ -155,11 +155,12 @@ helper() {
     chown 65534:65534 "$D/$node"
     chmod 2770 "$D/$node"
     # An unprivileged user with CAP_NET_ADMIN as its whole bounding set, and /proc/sys read-only.
-    ns "$node" unshare -m sh -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"' sh \
+    # exec all the way down, so that the process id is culvertd's own.
+    (exec ip netns exec "$P-$node" unshare -m sh -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"' sh \
         setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin \
         --bounding-set -all,+net_admin \
         "$BIN/culvertd" run --config "${LAB_CONFIG:-/dev/null}" --node "$node" --inventory "$D/inventory" \
-        --run-dir "$D/$node" --log-level "${LAB_LOG_LEVEL:-info}" >> "$D/$node.log" 2>&1 < /dev/null &
+        --run-dir "$D/$node" --log-level "${LAB_LOG_LEVEL:-info}" >> "$D/$node.log" 2>&1 < /dev/null) &
     echo $! > "$D/$node.pid"
     for _ in $(seq 300); do
         [ -S "$D/$node/cni.sock" ] && ns "$node" curl -sf --unix-socket "$D/$node/api.sock" http://localhost/readyz > /dev/null && return 0
@@ -206,7 +207,7 @@ pod() {
     ns "$name" ip addr add "10.244.$n.$last/32" dev eth0
     ns "$name" ip route add "10.244.$n.1" dev eth0 scope link
     ns "$name" ip route add default via "10.244.$n.1" dev eth0
-    ns "$node" ip route add "10.244.$n.$last/32" dev "lxc$name"
+    ns "$node" ip route replace "10.244.$n.$last/32" dev "lxc$name"
     if [ "${LAB_ROUTING:-stack}" = ebpf ]; then
         ns "$node" tc qdisc add dev "lxc$name" clsact
         ns "$node" tc filter add dev "lxc$name" ingress bpf da obj "${LAB_BPF:-$D/host_routing.bpf.o}" sec tc

@@ -13,7 +13,7 @@ struct LifecycleTests {
         lab.run(
             in: namespace,
             """
-            bash -c 'ip -j -d link; ip -j addr; ip -j rule; ip -j route show table all; ip -j nexthop; nft -s list ruleset;
+            bash -c 'for what in \"-d link\" addr rule \"route show table all\" nexthop; do ip -j -p $what; done; nft -s list ruleset;
             for s in /proc/sys/net/ipv4/conf/*/{rp_filter,forwarding}; do echo $s $(cat $s); done'
             """
         ).output.replacingOccurrences(
@@ -36,8 +36,11 @@ struct LifecycleTests {
             )
             #expect(result.status == 0, "\(result.errors)")
         }
-        #expect(snapshot(lab, "n1") == before[0])
-        #expect(snapshot(lab, "n3") == before[1])
+        for (index, node) in ["n1", "n3"].enumerated() {
+            let after = snapshot(lab, node)
+            let lines = Set(before[index].split(separator: "\n")).symmetricDifference(after.split(separator: "\n"))
+            #expect(after == before[index], "\(lines.sorted().joined(separator: "\n"))")
+        }
         #expect(
             Shell.run("ls -A \(lab.directory)/n1/attachments \(lab.directory)/n1/deleted | grep -v :").output
                 .trimmingCharacters(in: .whitespacesAndNewlines) == "")
@@ -172,7 +175,8 @@ struct LifecycleTests {
         try lab.start("n1")
         try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
         for damage in [
-            "ip rule del priority 106", "ip rule del priority 105", "ip route flush table 47000",
+            "ip rule del priority 106", "ip rule del priority 105", "ip route del default table 47000",
+            "ip route del throw 10.0.0.12 table 47000",
             "ip nexthop del id 1130000000", "ip link del cni-culvert0", "nft delete table inet culvert",
             "nft flush chain inet culvert input", "ip addr flush dev cni-culvert0", "ip link set cni-culvert0 mtu 1300",
             "ip neigh flush dev cni-culvert0 nud permanent",
