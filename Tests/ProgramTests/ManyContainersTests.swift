@@ -20,7 +20,7 @@ struct ManyContainersTests {
         func descriptors() -> Int {
             (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(lab.pid("n1"))/fd").count) ?? 0
         }
-        let state = "ip -j rule; ip -j route show table all; ip -j nexthop; ip -o link | wc -l; nft -s list ruleset"
+        let state = "ip rule; ip route show table all; ip nexthop; ip -o link | wc -l; nft -s list ruleset"
         let before = lab.run(in: "n1", "bash -c '\(state)'").output
         let descriptorsBefore = descriptors()
         var resident: [Int] = []
@@ -29,7 +29,9 @@ struct ManyContainersTests {
             #expect(result.status == 0, "\(result.output.suffix(2000)) \(result.errors.suffix(2000))")
             resident.append(memory())
         }
-        #expect(lab.run(in: "n1", "bash -c '\(state)'").output == before)
+        let after = lab.run(in: "n1", "bash -c '\(state)'").output
+        let lines = Set(before.split(separator: "\n")).symmetricDifference(after.split(separator: "\n"))
+        #expect(after == before, "\(lines.sorted().joined(separator: "\n"))")
         #expect(lab.eventually { descriptors() == descriptorsBefore }, "\(descriptors()) of \(descriptorsBefore)")
         #expect(Shell.run("ls -A \(lab.directory)/n1/attachments").output == "")
         #expect(Shell.run("ip netns list | grep -c \(lab.prefix)-x").output == "0\n")
