@@ -96,6 +96,8 @@ let package = Package(
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "Yams", package: "Yams"),
             ]),
+        .executableTarget(
+            name: "culvert-bench", dependencies: ["Datapath", "Model", "CLinux"], path: "Benchmarks/Bench"),
         .target(
             name: "TestSupport", dependencies: ["CLinux", "Jansson", "Model", "Planner", "Inventory"],
             path: "Tests/TestSupport"),

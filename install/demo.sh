@@ -31,7 +31,6 @@ lab=$root/Tests/Lab/lab.sh
 mkdir -p "$D"
 chmod 755 "$D"
 trap '"$lab" down "$P" "$D" 2> /dev/null; rm -rf "$D"' EXIT
-export LAB_CONFIG=/dev/null
 say "three nodes (n1, n2, n3), a router that drops IP protocols 4 and 47 between them, an outside host 203.0.113.10"
 "$lab" up "$P" "$D"
 cat > "$D/inventory/policy.yaml" <<'Y'

@@ -86,7 +86,7 @@ struct Changes {
     private func device(of hop: NextHop) -> String? {
         switch hop.target {
         case .device(let name), .via(_, let name): name
-        case .blackhole: nil
+        case .blackhole, .pair: nil
         }
     }
 
@@ -103,9 +103,17 @@ struct Changes {
                 there[hop.id] = hop
             }
         }
-        newNextHops = wanted.nextHops.filter { there[$0.id] != $0 }
+        // A group loses a member that vanishes, and stays.
+        func hasLostMember(_ hop: NextHop) -> Bool {
+            if case .pair(let used, let named) = hop.target { return there[used] == nil || there[named] == nil }
+            return false
+        }
+        func isGroup(_ hop: NextHop) -> Bool { if case .pair = hop.target { true } else { false } }
+        let missing = wanted.nextHops.filter { there[$0.id] != $0 || hasLostMember($0) }
+        newNextHops = missing.filter { !isGroup($0) } + missing.filter(isGroup)
         let ids = Set(wanted.nextHops.map(\.id))
-        staleNextHops = there.keys.filter { !ids.contains($0) }.sorted()
+        let stale = there.values.filter { !ids.contains($0.id) }.sorted { $0.id < $1.id }
+        staleNextHops = (stale.filter(isGroup) + stale.filter { !isGroup($0) }).map(\.id)
     }
 
     func replacesNextHop(_ hop: NextHop) -> Bool {

@@ -96,6 +96,9 @@ public struct NextHop: Hashable, Sendable {
         case device(String)
         case via(IPAddress, device: String)
         case blackhole
+        /// A resilient group of one bucket (Linux 5.13): everything goes to `used`; `named` only lends its device to
+        /// the reverse-path check of the replies.
+        case pair(used: UInt32, named: UInt32)
     }
     public let id: UInt32
     public let target: Target

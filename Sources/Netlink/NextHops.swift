@@ -17,6 +17,7 @@ extension NetlinkSocket {
                 var device: String?
                 var gateway: IPAddress?
                 var blackhole = false
+                var members: [UInt32] = []
                 for attribute in reply.attributes(after: MemoryLayout<nhmsg>.size) {
                     switch attribute.type {
                     case Int(NHA_ID): id = attribute.u32
@@ -24,6 +25,12 @@ extension NetlinkSocket {
                         device = names[Int32(bitPattern: attribute.u32)] ?? "if\(attribute.u32)"
                     case Int(NHA_GATEWAY): gateway = attribute.address
                     case Int(NHA_BLACKHOLE): blackhole = true
+                    case Int(NHA_GROUP):
+                        let bytes = attribute.bytes
+                        for offset in stride(from: 0, to: bytes.count - 7, by: 8) {
+                            members.append(
+                                bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: UInt32.self) })
+                        }
                     default: break
                     }
                 }
@@ -34,7 +41,9 @@ extension NetlinkSocket {
                 let target: NextHop.Target =
                     blackhole
                     ? .blackhole
-                    : gateway.map { .via($0, device: device ?? "") } ?? .device(device ?? "")
+                    : !members.isEmpty
+                        ? .pair(used: members[0], named: members.count == 2 ? members[1] : 0)
+                        : gateway.map { .via($0, device: device ?? "") } ?? .device(device ?? "")
                 ours[id] = NextHop(id: id, target: target)
             }
         } catch let error as NetlinkError where error.code == EOPNOTSUPP {
@@ -52,6 +61,12 @@ public enum NextHopRequest {
         var header = nhmsg()
         header.nh_family = UInt8(AF_INET)
         header.nh_protocol = Ownership.routeProtocol
+        var replace = replace
+        if case .pair = hop.target {
+            header.nh_family = UInt8(AF_UNSPEC)
+            // A group outlives its members, so it may be there already.
+            replace = true
+        }
         if case .via = hop.target { header.nh_flags = culvert_rtnh_onlink() }
         return NetlinkMessage(
             "ip nexthop \(replace ? "replace" : "add") id \(hop.id) \(hop.target.text)", type: UInt16(RTM_NEWNEXTHOP),
@@ -64,6 +79,14 @@ public enum NextHopRequest {
                 attributes.address(NHA_GATEWAY, gateway)
                 attributes.u32(NHA_OIF, UInt32(indexes[name] ?? 0))
             case .blackhole: attributes.flag(NHA_BLACKHOLE)
+            case .pair(let used, let named):
+                // struct nexthop_grp: id, weight - 1, reserved. Of one bucket a weight of 255 to 1 leaves none over.
+                func member(_ id: UInt32, _ weight: UInt8) -> [UInt8] {
+                    withUnsafeBytes(of: id) { Array($0) } + [weight - 1, 0, 0, 0]
+                }
+                attributes.bytes(NHA_GROUP, member(used, 255) + member(named, 1))
+                attributes.u16(NHA_GROUP_TYPE, UInt16(NEXTHOP_GRP_TYPE_RES))
+                attributes.nested(NHA_RES_GROUP) { $0.u16(NHA_RES_GROUP_BUCKETS, 1) }
             }
         }
     }
@@ -83,6 +106,7 @@ extension NextHop.Target {
         case .device(let name): "dev \(name)"
         case .via(let gateway, let name): "via \(gateway) dev \(name) onlink"
         case .blackhole: "blackhole"
+        case .pair(let used, let named): "group \(used),255/\(named) type resilient buckets 1"
         }
     }
 }

@@ -127,14 +127,34 @@ public enum Planner {
         let withGateway = assignment.active.filter {
             $0.gateway != nil && $0.policy.couldSelectPods(on: facts.nodeName, inventory: inventory)
         }
+        // A reply that comes in for a pod is checked for its reverse path with the pod's own rule, so with a strict
+        // filter on the uplink the route of a pod whose gateway is this node must name the uplink too.
+        let strict =
+            max(facts.reversePathFilterAll ?? 0, facts.interface(facts.underlayDevice)?.reversePathFilter ?? 0) == 1
+        func namesUplink(_ assigned: PolicyAssignment.Assigned) -> Bool { strict && assigned.gateway == facts.nodeName }
+        /// What the routes of a policy name.
+        func routedKey(_ assigned: PolicyAssignment.Assigned) -> String {
+            assigned.key + (namesUplink(assigned) ? "#pair" : "")
+        }
+        let uplinkKey = "uplink/\(facts.underlayDevice)"
         plan.ids.nextHops = AssignedIDs.assign(
-            Set(withGateway.map(\.key)), previous: previousIDs.nextHops, first: Ownership.firstNextHop)
+            Set(withGateway.flatMap { namesUplink($0) ? [$0.key, routedKey($0), uplinkKey] : [$0.key] }),
+            previous: previousIDs.nextHops, first: Ownership.firstNextHop)
         for assigned in withGateway {
-            if let id = plan.ids.nextHops[assigned.key], let gateway = assigned.gateway.flatMap(overlay(of:)),
+            guard let id = plan.ids.nextHops[assigned.key], let gateway = assigned.gateway.flatMap(overlay(of:)),
                 let target = tunnels.nextHop(gateway: gateway, identity: assigned.identity)
+            else { continue }
+            plan.host.nextHops.append(NextHop(id: id, target: target))
+            if namesUplink(assigned), let uplink = plan.ids.nextHops[uplinkKey],
+                let pair = plan.ids.nextHops[routedKey(assigned)]
             {
-                plan.host.nextHops.append(NextHop(id: id, target: target))
+                plan.host.nextHops.append(NextHop(id: pair, target: .pair(used: id, named: uplink)))
             }
+        }
+        if let uplink = plan.ids.nextHops[uplinkKey] {
+            // Should the tunnel vanish, this address answers nobody: nothing leaks by the uplink.
+            plan.host.nextHops.append(
+                NextHop(id: uplink, target: .via(TunnelLinks.nobody, device: facts.underlayDevice)))
         }
         plan.host.nextHops.sort { $0.id < $1.id }
 
@@ -167,7 +187,7 @@ public enum Planner {
                 switch verdict {
                 case .thrown: plan.host.routes.append(Route(table: table, destination: prefix, kind: .throwOn))
                 case .claimed(let index):
-                    if let id = plan.ids.nextHops[policies[index].key] {
+                    if let id = plan.ids.nextHops[routedKey(policies[index])] {
                         plan.host.routes.append(Route(table: table, destination: prefix, kind: .nextHop(id)))
                     }
                     plan.host.routes.append(
@@ -275,13 +295,6 @@ public enum Planner {
                     destinations: policy.destinations, attachments: 0, problem: "refused: \(reason)"))
         }
         plan.policies.sort { ($0.name, $0.source.rawValue) < ($1.name, $1.source.rawValue) }
-        let strict =
-            max(facts.reversePathFilterAll ?? 0, facts.interface(facts.underlayDevice)?.reversePathFilter ?? 0) == 1
-        if strict, plan.attachments.contains(where: { $0.policies.contains { $0.gateway == facts.nodeName } }) {
-            plan.warnings.append(
-                "rp_filter of \(facts.underlayDevice) is strict: replies to pods of this node that have this node as their "
-                    + "gateway are lost; make it loose (sysctl -w net.ipv4.conf.\(facts.underlayDevice).rp_filter=2)")
-        }
         for entry in plan.attachments where !entry.uncovered.isEmpty {
             let list = entry.uncovered.map(\.description).joined(separator: ", ")
             plan.warnings.append(

@@ -97,6 +97,17 @@ public enum PlanJSON {
                 ("id", .integer(Int64(hop.id))), ("gateway", .string("\(gateway)")), ("dev", .string(device)),
                 ("scope", .string("link")), ("protocol", .string("\(Ownership.routeProtocol)")),
                 ("flags", .array([.string("onlink")])))
+        case .pair(let used, let named):
+            return .make(
+                ("id", .integer(Int64(hop.id))),
+                (
+                    "group",
+                    .array([
+                        .make(("id", .integer(Int64(used))), ("weight", .integer(255))),
+                        .make(("id", .integer(Int64(named)))),
+                    ])
+                ), ("type", .string("resilient")), ("protocol", .string("\(Ownership.routeProtocol)")),
+                ("flags", .array([])))
         case .blackhole:
             return .make(
                 ("id", .integer(Int64(hop.id))), ("blackhole", .null),
@@ -114,6 +125,7 @@ public enum PlanJSON {
         case .nextHop(let number):
             id = number
             target = hops[number]
+            if case .pair(let used, _)? = target { target = hops[used] }
             if case .blackhole? = target { type = "blackhole" }
         case .device(let device):
             target = .device(device)

@@ -33,6 +33,8 @@ struct TunnelLinks {
     /// Gateway address on a tunnel to self over VXLAN: a route's gateway may not be one of the node's own addresses,
     /// and this one exists only as a permanent neighbour entry.
     static let selfGateway = IPAddress(v4: 0xA9FE_2F01)
+    /// An address on the uplink that nobody has.
+    static let nobody = IPAddress(v4: 0xA9FE_2F02)
 
     /// - Parameters:
     ///   - senders: (gateway's overlay address, identity) pairs that pods of this node use.

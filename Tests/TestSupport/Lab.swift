@@ -17,7 +17,10 @@ public final class Lab: Sendable {
     public static let tunnelProtocol = ProcessInfo.processInfo.environment["CULVERT_LAB_PROTOCOL"] ?? "vxlan"
     public static var isPossible: Bool { Shell.isRoot && ProcessInfo.processInfo.environment["CULVERT_LAB"] == "1" }
 
-    public struct Failure: Error, CustomStringConvertible { public let description: String }
+    public struct Failure: Error, CustomStringConvertible {
+        public let description: String
+        public init(description: String) { self.description = description }
+    }
 
     /// Makes the network and the inventory; no helper runs yet.
     public init(_ name: String, routing: Routing = .stack, tunnelProtocol: String = Lab.tunnelProtocol) throws {

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# All figures of the README, each beside its peer in one run, from a release build. Needs root.
+source "$(dirname "$0")/../install/prepare.sh"
+need_root
+need_swift
+install_packages "${packages[@]}"
+cd "$root"
+for product in culvert culvertd culvert-bench; do
+    swift build -c release --static-swift-stdlib --product $product 2>&1 | grep -E 'error|complete' || exit 1
+done
+bin=$root/.build/release
+P=bench$$ D=/run/culvert-bench-$$
+mkdir -p "$D"
+chmod 755 "$D"
+export LAB_BIN=$bin LAB_CONFIG=$D/culvertd.yaml
+echo "encapsulation: {protocol: vxlan}" > "$LAB_CONFIG"
+trap '"$root/Tests/Lab/lab.sh" down "$P" "$D" 2> /dev/null; rm -rf "$D"' EXIT
+printf '\nSize of the plugin: %s bytes (goal: below 1,500,000). %s\n' "$(stat -c %s "$bin/culvert")" "$(ldd "$bin/culvert" 2>&1 | xargs)"
+"$bin/culvert-bench" version "$bin/culvert"
+"$root/Tests/Lab/lab.sh" up "$P" "$D"
+cat > "$D/inventory/policy.yaml" <<'Y'
+apiVersion: cilium.io/v2
+kind: CiliumEgressGatewayPolicy
+metadata: {name: shop}
+spec:
+  selectors: [{podSelector: {matchLabels: {app: shop}}}]
+  destinationCIDRs: [0.0.0.0/0]
+  egressGateway: {nodeSelector: {matchLabels: {zone: z3}}}
+Y
+"$root/Tests/Lab/lab.sh" helper "$P" "$D" n1
+"$root/Tests/Lab/lab.sh" pod "$P" "$D" n1 a 10 app:shop > /dev/null
+"$root/Tests/Lab/lab.sh" plugin "$P" "$D" n1 DEL a
+nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/cni.sock" "/run/netns/$P-a" 10.244.1.10
+unshare --net "$bin/culvert-bench" routes
+# How long a lost DEL takes: from the link's end until the rule is gone.
+"$root/Tests/Lab/lab.sh" plugin "$P" "$D" n1 ADD a > /dev/null
+start=$(date +%s%N)
+ip -n "$P-n1" link del lxca
+while ip -n "$P-n1" rule | grep -q 10.244.1.10; do :; done
+printf '\nA lost DEL: %d ms from the end of the link until the rule is gone\n' $((($(date +%s%N) - start) / 1000000))
