@@ -29,6 +29,8 @@ struct ManyContainersTests {
             #expect(result.status == 0, "\(result.output.suffix(2000)) \(result.errors.suffix(2000))")
             resident.append(memory())
         }
+        // Namespaces and their links go in the background of the kernel.
+        _ = lab.eventually { lab.run(in: "n1", "bash -c '\(state)'").output == before }
         let after = lab.run(in: "n1", "bash -c '\(state)'").output
         let lines = Set(before.split(separator: "\n")).symmetricDifference(after.split(separator: "\n"))
         #expect(after == before, "\(lines.sorted().joined(separator: "\n"))")
