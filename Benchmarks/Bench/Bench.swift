@@ -35,6 +35,7 @@ enum Bench {
         defer { posix_spawn_file_actions_destroy(&actions) }
         posix_spawn_file_actions_addopen(&actions, 0, call.stdin, O_RDONLY, 0)
         posix_spawn_file_actions_addopen(&actions, 1, "/tmp/culvert-bench.out", O_WRONLY | O_CREAT | O_TRUNC, 0o600)
+        posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0)
         var argv = [strdup(call.program), nil]
         var envp = call.environment.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer { for pointer in argv + envp { free(pointer) } }
@@ -142,7 +143,7 @@ enum Bench {
     static func restoreRoutes(_ namespace: String) {
         run([
             "/usr/bin/env", "bash", "-c",
-            "nsenter --net=\(namespace) sh -c 'ip route replace 10.244.1.1 dev eth0 scope link; ip route replace default via 10.244.1.1 dev eth0'",
+            "nsenter --net=\(namespace) sh -c 'ip route flush table 100; ip route replace 10.244.1.1 dev eth0 scope link; ip route replace default via 10.244.1.1 dev eth0'",
         ])
     }
 
