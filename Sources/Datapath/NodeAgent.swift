@@ -372,5 +372,4 @@ public actor NodeAgent {
     public func firewallCounters() throws -> [KernelFirewall.CountedRule] { try reconciler.firewallCounters() }
     public var nodeName: String { settings.nodeName }
     public var configuration: Configuration { settings.configuration }
-    public var attachmentCount: Int { attachments.count }
 }

@@ -18,7 +18,7 @@ public struct AssignedIDs: Equatable, Sendable {
     public var nextHops: [String: UInt32] = [:]
     public init() {}
 
-    /// Which gateways can be used. Empty: all.
+    /// A number by what it stands for.
     public typealias Numbers = [String: UInt32]
 
     /// Keeps the old numbers of `keys`, gives the lowest free ones from `first` to the new, forgets the rest.

@@ -140,7 +140,6 @@ public struct CiliumSettings: Equatable, Sendable {
 
     private func isTrue(_ key: String) -> Bool? { data[key].map { $0.lowercased() == "true" } }
 
-    /// Cilium's version, from `cilium-version` or `cni-version`, when somebody put it there.
     var endpointRoutes: Bool { isTrue("enable-endpoint-routes") ?? false }
 
     /// Bytes that Cilium's own transparent encryption takes from the overlay's MTU.

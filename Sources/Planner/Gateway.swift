@@ -78,7 +78,7 @@ enum GatewayFirewall {
     }
 
     static func table(
-        tunnels: TunnelLinks, node: Node?, peers: [Node], serving: [GatewayEgress], podSets: [PodSet], overlayMTU: Int
+        tunnels: TunnelLinks, node: Node?, peers: [Node], serving: [GatewayEgress], podSets: [PodSet]
     ) -> FirewallTable {
         var sets: [FirewallSet] = []
         let local = tunnels.local

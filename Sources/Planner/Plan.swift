@@ -231,7 +231,7 @@ public enum Planner {
         let peers = inventory.nodes.values.filter { $0.name != facts.nodeName }.sorted { $0.name < $1.name }
         plan.host.firewall = GatewayFirewall.table(
             tunnels: tunnels, node: node, peers: peers, serving: served,
-            podSets: podSets.sorted { $0.table < $1.table }, overlayMTU: overlayMTU)
+            podSets: podSets.sorted { $0.table < $1.table })
 
         // What each attachment and each policy got.
         func egressAddress(_ assigned: PolicyAssignment.Assigned) -> IPAddress? {

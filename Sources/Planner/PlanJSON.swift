@@ -159,7 +159,7 @@ public enum PlanJSON {
     static func rule(_ rule: Rule) -> JSON {
         .make(
             ("priority", .integer(Int64(rule.priority))),
-            ("src", .string(rule.source.map { $0.isHost ? "\($0.address)" : "\($0.address)" } ?? "all")),
+            ("src", .string(rule.source.map { "\($0.address)" } ?? "all")),
             ("srclen", rule.source.flatMap { $0.isHost ? nil : .integer(Int64($0.prefixLength)) }),
             ("iif", rule.incoming.map { .string($0) }), ("table", .string(tableName(rule.table))),
             ("protocol", .string("\(Ownership.routeProtocol)")))
