@@ -72,9 +72,7 @@ let package = Package(
             dependencies: [
                 "Planner", "Inventory", "Netlink", "Firewall", "Model", "HelperProtocol", "CNI", "CLinux", "Jansson",
                 .product(name: "Logging", package: "swift-log"),
-            ],
-            // Swift 6.3.1's optimizer does not come to an end on this module (seen: 11 minutes of one core).
-            swiftSettings: [.unsafeFlags(["-Onone"], .when(configuration: .release))]),
+            ]),
         .target(
             name: "API",
             dependencies: [

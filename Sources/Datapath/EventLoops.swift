@@ -13,9 +13,16 @@ public enum EventLoops {
         let ports = await agent.eventPorts
         let (drift, driftSignal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         let (deletions, deletionSignal) = AsyncStream.makeStream(of: Int32.self)
-        try thread(HostEventLoop(ports: ports.route, drift: driftSignal, deletions: deletionSignal, logger: logger))
-        try thread(FirewallEventLoop(port: ports.firewall, drift: driftSignal, logger: logger))
-        try thread(InventoryLoop(directory: inventoryDirectory, agent: agent))
+        let (inventory, inventorySignal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        let host = try HostEventLoop(
+            ports: ports.route, drift: driftSignal, deletions: deletionSignal, logger: logger)
+        try BlockingThread.start("kernel notifications") { host.run() }
+        let firewall = try FirewallEventLoop(port: ports.firewall, drift: driftSignal, logger: logger)
+        try BlockingThread.start("nftables notifications") { firewall.run() }
+        try BlockingThread.start("the inventory directory") {
+            watchInventory(inventoryDirectory, changed: inventorySignal)
+        }
+        Task { for await _ in inventory { await agent.inventoryChanged() } }
         Task {
             for await _ in drift {
                 await agent.kernelChanged()
@@ -30,20 +37,9 @@ public enum EventLoops {
         }
     }
 
-    private static func thread(_ loop: Loop) throws {
-        let error = culvert_start_thread(
-            { argument in
-                if let argument { Unmanaged<Loop>.fromOpaque(argument).takeRetainedValue().run() }
-                return nil
-            }, Unmanaged.passRetained(loop).toOpaque())
-        if error < 0 { throw NetlinkError(operation: "thread for events", code: -error) }
-    }
+    // Each loop is used by one thread only, which is why those with a socket may cross to it.
 
-    class Loop {
-        func run() {}
-    }
-
-    private final class HostEventLoop: Loop {
+    private final class HostEventLoop: @unchecked Sendable {
         let events: HostEvents
         let drift: AsyncStream<Void>.Continuation
         let deletions: AsyncStream<Int32>.Continuation
@@ -57,7 +53,7 @@ public enum EventLoops {
             self.deletions = deletions
             self.logger = logger
         }
-        override func run() {
+        func run() {
             while true {
                 do {
                     for event in try events.next() {
@@ -76,7 +72,7 @@ public enum EventLoops {
         }
     }
 
-    private final class FirewallEventLoop: Loop {
+    private final class FirewallEventLoop: @unchecked Sendable {
         let events: FirewallEvents
         let drift: AsyncStream<Void>.Continuation
         let logger: Logger
@@ -85,7 +81,7 @@ public enum EventLoops {
             self.drift = drift
             self.logger = logger
         }
-        override func run() {
+        func run() {
             while true {
                 do { if try events.next() { drift.yield() } } catch {
                     logger.error("nftables notifications: \(error)")
@@ -96,31 +92,18 @@ public enum EventLoops {
         }
     }
 
-    private final class InventoryLoop: Loop {
-        let directory: String
-        let agent: NodeAgent
-        init(directory: String, agent: NodeAgent) {
-            self.directory = directory
-            self.agent = agent
-        }
-        override func run() {
-            while true {
-                guard let watch = DirectoryWatch(directory) else {
-                    sleep(1)
-                    let agent = agent
-                    Task { await agent.inventoryChanged() }
-                    continue
-                }
+    /// Tells of every change of the directory, also when it appears, for as long as the process lives.
+    private static func watchInventory(_ directory: String, changed: AsyncStream<Void>.Continuation) {
+        var watch: DirectoryWatch?
+        while true {
+            if let present = watch, access(directory, R_OK) == 0 {
+                if present.wait(milliseconds: 5000) { changed.yield() }
+            } else {
+                watch = DirectoryWatch(directory)
+                if watch == nil { sleep(1) }
                 // Whatever happened before the watch began.
-                signal()
-                while access(directory, R_OK) == 0 {
-                    if watch.wait(milliseconds: 5000) { signal() }
-                }
+                changed.yield()
             }
-        }
-        private func signal() {
-            let agent = agent
-            Task { await agent.inventoryChanged() }
         }
     }
 }

@@ -40,13 +40,9 @@ public final class PluginServer: Sendable {
 
     /// Starts accepting.
     public func start() {
-        let server = Unmanaged.passRetained(self)
-        let error = culvert_start_thread(
-            { argument in
-                if let argument { Unmanaged<PluginServer>.fromOpaque(argument).takeRetainedValue().acceptLoop() }
-                return nil
-            }, server.toOpaque())
-        if error < 0 { logger.critical("no thread for \(path): \(String(cString: strerror(-error)))") }
+        do { try BlockingThread.start("plugins") { self.acceptLoop() } } catch {
+            logger.critical("\(path) is not served: \(error)")
+        }
     }
 
     /// Stops accepting and waits for the calls that are being served.
@@ -70,14 +66,9 @@ public final class PluginServer: Sendable {
                 continue
             }
             active.add(1, ordering: .sequentiallyConsistent)
-            let call = Unmanaged.passRetained(Call(server: self, connection: connection))
-            let error = culvert_start_thread(
-                { argument in
-                    if let argument { Unmanaged<Call>.fromOpaque(argument).takeRetainedValue().run() }
-                    return nil
-                }, call.toOpaque())
-            if error < 0 {
-                call.release()
+            let call = Call(server: self, connection: connection)
+            do { try BlockingThread.start("a plugin") { call.run() } } catch {
+                logger.error("a plugin is not served: \(error)")
                 close(connection)
                 places.signal()
                 active.subtract(1, ordering: .sequentiallyConsistent)
