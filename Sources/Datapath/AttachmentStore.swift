@@ -16,11 +16,12 @@ struct AttachmentStore {
 
     var attachmentsDirectory: String { runDirectory + "/attachments" }
     var deletedDirectory: String { runDirectory + "/deleted" }
+    var publishedDirectory: String { runDirectory + "/published" }
     private var idsPath: String { runDirectory + "/ids.json" }
 
     /// Makes the directories that are missing.
     func prepare() throws {
-        for directory in [runDirectory, attachmentsDirectory, deletedDirectory] {
+        for directory in [runDirectory, attachmentsDirectory, deletedDirectory, publishedDirectory] {
             if mkdir(directory, 0o770) != 0 && culvert_errno() != EEXIST {
                 throw Failure(
                     description:
@@ -36,19 +37,33 @@ struct AttachmentStore {
         }
     }
 
-    private func write(_ path: String, _ value: JSON) throws {
-        let bytes = Array(value.text(indent: 2).utf8) + [10]
+    private func write(_ path: String, _ value: JSON) throws { try write(path, text: value.text(indent: 2) + "\n") }
+
+    private func write(_ path: String, text: String, mode: mode_t = 0o640) throws {
+        let bytes = Array(text.utf8)
         let temporary = (path as NSString).deletingLastPathComponent + "/." + (path as NSString).lastPathComponent
         let file = creat(temporary, 0o640)
         let written = file < 0 ? -1 : CLinux.write(file, bytes, bytes.count)
         let code = culvert_errno()
-        if file >= 0 { close(file) }
+        if file >= 0 {
+            fchmod(file, mode)
+            close(file)
+        }
         guard written == bytes.count, rename(temporary, path) == 0 else {
             let reason = String(
                 cString: strerror(written < 0 ? code : written == bytes.count ? culvert_errno() : ENOSPC))
             unlink(temporary)
             throw Failure(description: "\(path) cannot be written: \(reason)")
         }
+    }
+
+    /// What this node says of itself, `published/NODE.yaml`; written only where it says something new.
+    func publish(_ node: PublishedNode) throws {
+        let path = "\(publishedDirectory)/\(node.name).yaml"
+        let text = node.manifest
+        guard FileManager.default.contents(atPath: path) != Data(text.utf8) else { return }
+        // Meant for others, and holds no secret.
+        try write(path, text: text, mode: 0o644)
     }
 
     func save(_ attachment: Attachment) throws {
@@ -115,6 +130,7 @@ struct AttachmentStore {
     func removeAll() {
         for name in names(attachmentsDirectory) { unlink("\(attachmentsDirectory)/\(name)") }
         for name in names(deletedDirectory) { unlink("\(deletedDirectory)/\(name)") }
+        for name in names(publishedDirectory) { unlink("\(publishedDirectory)/\(name)") }
         unlink(idsPath)
     }
 }

@@ -93,6 +93,7 @@ public actor NodeAgent {
     private func refreshFacts() throws {
         facts = try LocalFactsReader(socket: reconciler.socket).read(
             nodeName: settings.nodeName, node: inventory.nodes[settings.nodeName])
+        do { try store.publish(PublishedNode(facts: facts)) } catch { logger.error("\(error)") }
     }
 
     private func replan() {

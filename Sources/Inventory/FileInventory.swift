@@ -91,6 +91,7 @@ public struct FileInventory: Sendable {
     static func assemble(_ files: [String: [ManifestObject]]) -> Inventory {
         var inventory = Inventory()
         var ciliumNodes: [(String, [IPAddress], [IPAddress], [IPAddress], [IPNetwork])] = []
+        var published: [Node] = []
         var seen: [String: String] = [:]
         func isNew(_ key: String, _ file: String) -> Bool {
             if let first = seen[key] {
@@ -106,6 +107,8 @@ public struct FileInventory: Sendable {
                 switch object {
                 case .node(let node):
                     if isNew("Node \(node.name)", file) { inventory.nodes[node.name] = node }
+                case .publishedNode(let node):
+                    if isNew("published Node \(node.name)", file) { published.append(node) }
                 case .ciliumNode(let name, let internals, let externals, let overlay, let cidrs):
                     if isNew("CiliumNode \(name)", file) {
                         ciliumNodes.append((name, internals, externals, overlay, cidrs))
@@ -120,6 +123,17 @@ public struct FileInventory: Sendable {
                     if isNew("ConfigMap cilium-config", file) { inventory.cilium = CiliumSettings(data: data) }
                 }
             }
+        }
+        for part in published {
+            guard var node = inventory.nodes[part.name] else {
+                inventory.nodes[part.name] = part
+                continue
+            }
+            node.labels.merge(part.labels) { _, new in new }
+            node.annotations.merge(part.annotations) { _, new in new }
+            node.internalIPs = Manifests.unique(part.internalIPs + node.internalIPs)
+            node.overlayAddresses = Manifests.unique(part.overlayAddresses + node.overlayAddresses)
+            inventory.nodes[part.name] = node
         }
         for (name, internals, externals, overlay, cidrs) in ciliumNodes {
             var node = inventory.nodes[name] ?? Node(name: name)

@@ -4,6 +4,8 @@ import Model
 /// One object of a manifest, of the kinds that Culvert reads.
 public enum ManifestObject: Equatable, Sendable {
     case node(Node)
+    /// A Node of metadata only, as nodes publish it of themselves: goes over the Node of that name.
+    case publishedNode(Node)
     /// Addresses and pod CIDRs of the Node of this name.
     case ciliumNode(
         name: String, internalIPs: [IPAddress], externalIPs: [IPAddress], overlay: [IPAddress], podCIDRs: [IPNetwork])
@@ -52,7 +54,11 @@ public enum Manifests {
         }
         let group = apiVersion.split(separator: "/").count == 2 ? apiVersion.split(separator: "/")[0] : ""
         switch (group, kind) {
-        case ("", "Node"): objects.append(.node(try node(reader)))
+        case ("", "Node"):
+            let spec = try reader.object("spec")
+            let status = try reader.object("status")
+            let isWhole = spec != nil || status != nil
+            objects.append(isWhole ? .node(try node(reader)) : .publishedNode(try node(reader)))
         case ("cilium.io", "CiliumNode"): objects.append(try ciliumNode(reader))
         case ("", "Pod"): objects.append(.pod(try pod(reader)))
         case ("", "Namespace"):

@@ -49,6 +49,8 @@ public struct LocalFacts: Equatable, Sendable {
         self.isLive = isLive
     }
 
+    /// The default egress address: the first of the default route's interface.
+    public var egressAddressV4: IPAddress? { interface(underlayDevice)?.hostAddresses.first { $0.family == .v4 } }
     public func interface(_ name: String) -> Interface? { interfaces.first { $0.name == name } }
     public func interface(with address: IPAddress) -> Interface? {
         interfaces.first { $0.hostAddresses.contains(address) }

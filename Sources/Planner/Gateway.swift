@@ -15,8 +15,7 @@ struct GatewayEgress: Equatable {
         case .untranslated: return .serves(GatewayEgress(identity: identity, address: nil, viaInterface: nil))
         case .defaultAddress:
             let address =
-                facts.interface(facts.underlayDevice)?.hostAddresses.first { $0.family == .v4 }
-                ?? (facts.isLive ? nil : node?.nodeV4)
+                facts.egressAddressV4 ?? (facts.isLive ? nil : node?.nodeV4)
             guard let address else {
                 return .refuses("\(facts.underlayDevice), the default route's interface, has no IPv4 address")
             }

@@ -71,6 +71,16 @@ struct PolicyAssignment {
 
     /// Strongest first: the annotation, selectors, `defaultPolicy` (design.md, "Per-pod choices").
     func policies(for attachment: Attachment) -> Choice {
+        let choice = chosenPolicies(for: attachment)
+        if let skipped = inventory.cilium?.skipsRouteLookup, skipped.certain, case .policies(let chosen) = choice,
+            let first = chosen.first
+        {
+            return .refused("policy \(first.policy.name) is refused: \(skipped.reason)")
+        }
+        return choice
+    }
+
+    private func chosenPolicies(for attachment: Attachment) -> Choice {
         let pod = inventory.pods.first {
             $0.namespace == attachment.podNamespace && $0.name == attachment.podName
                 && (attachment.podUID.isEmpty || $0.hasUID(attachment.podUID))
@@ -88,11 +98,6 @@ struct PolicyAssignment {
                 (selector.pod?.matches(labels) ?? true) && (selector.namespace?.matches(namespaceLabels) ?? true)
                     && (selector.node?.matches(nodeLabels) ?? true)
             }
-        }
-        if let skipped = inventory.cilium?.skipsRouteLookup, skipped.certain,
-            let policy = active.first(where: { selects($0.policy) })?.policy
-        {
-            return .refused("policy \(policy.name) is refused: \(skipped.reason)")
         }
         if let (policy, reason) = refused.first(where: { selects($0.policy) }) {
             return .refused("policy \(policy.name) is refused: \(reason)")

@@ -178,10 +178,11 @@ plugin() {
     local address; address=$(cat "$D/pods/$name.address")
     local netns=${LAB_NETNS-/run/netns/$P-$name}
     ns "$node" env CNI_COMMAND="$verb" CNI_CONTAINERID="$P-$name" CNI_NETNS="$netns" CNI_IFNAME=eth0 \
-        CNI_PATH="$BIN" CNI_ARGS="IgnoreUnknown=1;CULVERT_LABELS=$(cat "$D/pods/$name.labels")" "$BIN/culvert" <<J
+        CNI_PATH="$BIN" CNI_ARGS="${LAB_CNI_ARGS-IgnoreUnknown=1;CULVERT_LABELS=$(cat "$D/pods/$name.labels")}" "$BIN/culvert" <<J
 {
   "cniVersion": "${LAB_CNI_VERSION:-1.0.0}", "name": "cilium", "type": "culvert",
   "socket": "$D/$node/cni.sock", "timeoutSeconds": ${LAB_TIMEOUT:-30},
+  "runtimeConfig": ${LAB_RUNTIME_CONFIG:-{\}},
   "prevResult": {
     "cniVersion": "${LAB_CNI_VERSION:-1.0.0}",
     "interfaces": [{"name": "lxc$name"}, {"name": "eth0", "sandbox": "$netns"}],

@@ -134,6 +134,97 @@ struct LifecycleTests {
         #expect(!lab.run(in: "n1", "ip rule").output.contains("10.244.1.10"))
     }
 
+    @Test func aFullDiskRefusesTheADDAndLeavesNothing() throws {
+        let lab = try Lab("u")
+        try lab.inventory("policy.yaml", Self.policy)
+        let attachments = "\(lab.directory)/n1/attachments"
+        Shell.run(
+            "mkdir -p \(attachments) && mount -t tmpfs -o size=16k,uid=65534,gid=65534,mode=2770 tmpfs \(attachments)")
+        defer { Shell.run("umount \(attachments)") }
+        try lab.start("n1", "n3")
+        try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
+        _ = lab.plugin("n1", "DEL", "a")
+        Shell.run("cat /dev/zero > \(attachments)/.filler")
+        let refused = lab.plugin("n1", "ADD", "a")
+        #expect(refused.json?["code"]?.integer == 101, "\(refused.output)")
+        #expect(refused.output.contains("No space left on device"))
+        #expect(lab.ctl("n1", "diff").output == "[]\n")
+        #expect(!lab.run(in: "n1", "ip rule").output.contains("10.244.1.10"))
+        #expect(!lab.run(in: "a", "ip route").output.contains("mtu"))
+        #expect(Shell.run("ls -A \(attachments)").output == ".filler\n")
+        Shell.run("rm \(attachments)/.filler")
+        #expect(lab.plugin("n1", "ADD", "a").status == 0)
+        #expect(lab.pings("a", "203.0.113.10"))
+        #expect(lab.seen("pings").keys.sorted() == ["10.0.0.13 > 203.0.113.10"])
+    }
+
+    @Test func kubernetesPodsAreKnownByUIDAndChooseByAnnotation() throws {
+        let lab = try Lab("y")
+        func pod(_ name: String, uid: String, more: String = "") -> String {
+            """
+            ---
+            apiVersion: v1
+            kind: Pod
+            metadata: {name: \(name), namespace: default, uid: \(uid), labels: {app: shop}\(more)}
+            spec: {nodeName: n1}
+
+            """
+        }
+        try lab.inventory("policy.yaml", Self.policy + Lab.policy("quiet", app: "nobody"))
+        try lab.inventory(
+            "pods.yaml",
+            pod("web", uid: "u-1")
+                + pod("calm", uid: "u-2", more: ", annotations: {culvert.dev/egress-policy: quiet}"))
+        try lab.start("n1")
+        try lab.pod("a", on: "n1", last: 10)
+        func add(_ name: String, _ uid: String, _ annotations: String = "") -> CommandResult {
+            lab.plugin(
+                "n1", "ADD", "a",
+                extra: [
+                    "LAB_CNI_ARGS":
+                        "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=\(name);K8S_POD_UID=\(uid)",
+                    "LAB_RUNTIME_CONFIG": "{\"io.kubernetes.cri.pod-annotations\": {\(annotations)}}",
+                ])
+        }
+        func policies() -> [String] {
+            let attachment = lab.api("n1", "/v1/attachments")?.elements?.first
+            return (attachment?["policies"]?.elements ?? []).compactMap { $0["name"]?.string }
+        }
+        #expect(add("web", "u-1").status == 0)
+        #expect(policies() == ["shop"], "by the labels of the Pod with this UID")
+        #expect(add("web", "u-other").status == 0)
+        #expect(policies() == [], "another incarnation is not this pod")
+        #expect(add("web", "u-1", #""culvert.dev/egress-policy": "quiet", "other": "x""#).status == 0)
+        #expect(policies() == ["quiet"], "the runtime's copy of the annotation replaces the selectors")
+        #expect(add("web", "u-1", #""culvert.dev/egress-policy": "none""#).status == 0)
+        #expect(policies() == [])
+        #expect(add("calm", "u-2", #""culvert.dev/egress-policy": "shop""#).status == 0)
+        #expect(policies() == ["quiet"], "the Pod object's annotation wins over the runtime's copy")
+        let unknown = add("web", "u-1", #""culvert.dev/egress-policy": "nowhere""#)
+        #expect(unknown.status == 1)
+        #expect(unknown.output.contains("names the policy \\\"nowhere\\\", which does not exist"), "\(unknown.output)")
+    }
+
+    @Test func whatTheNodePublishesIsAnInventoryFileForTheOthers() throws {
+        let lab = try Lab("z")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1", "n3")
+        let published = "\(lab.directory)/n3/published/n3.yaml"
+        #expect(Shell.run("cat \(published)").output.contains("culvert.dev/egress-address: \"10.0.0.13\""))
+        Shell.run("cp \(published) \(lab.directory)/inventory/published-n3.yaml")
+        #expect(
+            lab.eventually {
+                lab.api("n1", "/v1/policies")?.elements?.first?["egressAddress"]?.string == "10.0.0.13"
+            },
+            "\(lab.run(in: "n1", "curl -s --unix-socket \(lab.directory)/n1/api.sock http://localhost/v1/policies").output)"
+        )
+        #expect(lab.api("n1", "/v1/status")?["problems"]?.elements?.count ?? 0 == 0)
+        lab.run(in: "n3", "ip addr del 10.244.3.1/32 dev cilium_host")
+        lab.run(in: "n3", "ip addr add 10.244.3.7/32 dev cilium_host")
+        #expect(
+            lab.eventually { Shell.run("cat \(published)").output.contains("10.244.3.7") }, "it follows the interface")
+    }
+
     @Test func verbsAnswerAsTheSpecificationSays() throws {
         let lab = try Lab("w")
         try lab.inventory("policy.yaml", Self.policy)
