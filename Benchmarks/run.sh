@@ -32,6 +32,12 @@ Y
 "$root/Tests/Lab/lab.sh" helper "$P" "$D" n1
 "$root/Tests/Lab/lab.sh" pod "$P" "$D" n1 a 10 app:shop > /dev/null
 "$root/Tests/Lab/lab.sh" plugin "$P" "$D" n1 DEL a
+echo
+echo "ADD of the only pod with a policy: its table and its sets are made with it"
+nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/cni.sock" "/run/netns/$P-a" 10.244.1.10
+echo
+echo "ADD of a pod beside another one with the same policy"
+"$root/Tests/Lab/lab.sh" pod "$P" "$D" n1 b 11 app:shop > /dev/null
 nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/cni.sock" "/run/netns/$P-a" 10.244.1.10
 unshare --net "$bin/culvert-bench" routes
 # How long a lost DEL takes: from the link's end until the rule is gone.
