@@ -141,7 +141,17 @@ struct Changes {
             case .throwOn, .unreachable: false
             }
         }
-        if lost.isEmpty && observed.host.routes == wanted.routes { return }
+        // Where nothing differs, which is the most frequent case, both lists are the same once they are in order, and
+        // the kernel's is nearly so; hashing every route costs many times that.
+        func isOrdered(_ a: Route, _ b: Route) -> Bool {
+            (a.table, a.destination, a.metric) < (b.table, b.destination, b.metric)
+        }
+        if lost.isEmpty, observed.host.routes.count == wanted.routes.count,
+            observed.host.routes == wanted.routes
+                || observed.host.routes.sorted(by: isOrdered) == wanted.routes.sorted(by: isOrdered)
+        {
+            return
+        }
         let present =
             lostNextHops.isEmpty && lost.isEmpty ? observed.host.routes : observed.host.routes.filter { !isLost($0) }
         let before = Set(present)

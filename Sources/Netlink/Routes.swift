@@ -2,9 +2,9 @@ import CLinux
 import Model
 
 extension NetlinkSocket {
-    /// `ip -4 route show table all proto 110`
+    /// `ip -4 route show table all proto 110`, in the kernel's order: by table and address.
     public func ownRoutes(names: [Int32: String]) throws -> [Route] {
-        var routes: Set<Route> = []
+        var routes: [Route] = []
         var header = rtmsg()
         header.rtm_family = UInt8(AF_INET)
         header.rtm_protocol = Ownership.routeProtocol
@@ -16,13 +16,13 @@ extension NetlinkSocket {
                 if let route = KernelRoute(reply), route.routeProtocol == Ownership.routeProtocol,
                     let ours = route.own(names: names)
                 {
-                    routes.insert(ours)
+                    routes.append(ours)
                 }
             }
         } catch let error as NetlinkError where error.code == ENOENT {
             return []
         }
-        return Array(routes)
+        return routes
     }
 
     /// `ip -4 route show table all`, everybody's (for defaults of other interfaces, and inside pods).

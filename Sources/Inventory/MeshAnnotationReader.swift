@@ -1,0 +1,91 @@
+import Jansson
+import Model
+
+/// Reads Kilo's annotations of a node. What is malformed is reported and counts as not there: one bad annotation must
+/// not take a node's other ones, or other nodes, with it.
+enum MeshAnnotationReader {
+    static let prefix = "kilo.squat.ai/"
+
+    static func read(_ node: Node) -> (MeshAnnotations, [InventoryProblem]) {
+        var mesh = MeshAnnotations()
+        var problems: [InventoryProblem] = []
+        func text(_ key: String) -> String? { node.annotations[prefix + key] }
+        func report(_ key: String, _ message: String) {
+            problems.append(
+                InventoryProblem(
+                    file: "Node \(node.name)", field: "metadata.annotations[\"\(prefix)\(key)\"]", message: message))
+        }
+        /// nil where it is absent, empty or malformed.
+        func value<T>(_ key: String, _ what: String, _ parse: (String) -> T?) -> T? {
+            guard let text = text(key), !text.isEmpty else { return nil }
+            guard let value = parse(text) else {
+                report(key, "\"\(text)\" is not \(what); it is left out")
+                return nil
+            }
+            return value
+        }
+
+        mesh.location = text("location")
+        mesh.granularity = value("granularity", "location or full") { MeshConfiguration.Granularity(rawValue: $0) }
+        mesh.key = value("key", "a WireGuard key") { WireGuardKey($0) }
+        let endpoint = { (text: String) in Endpoint(text) }
+        mesh.endpoint =
+            value("force-endpoint", "ADDRESS:PORT or NAME:PORT", endpoint)
+            ?? value("endpoint", "ADDRESS:PORT or NAME:PORT", endpoint)
+        mesh.wantsToBeGateway = text("leader") != nil
+        mesh.persistentKeepalive =
+            value("persistent-keepalive", "a number of seconds, 0 to 65535", { UInt16($0) }) ?? 0
+        mesh.lastSeen = value("last-seen", "a Unix time", { Int64($0) })
+        for part in (text("allowed-location-ips") ?? "").split(separator: ",") {
+            let trimmed = part.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed()
+            if let network = IPNetwork(String(trimmed)) {
+                mesh.allowedLocationIPs.append(network)
+            } else {
+                report("allowed-location-ips", "\"\(String(trimmed))\" is not a network in CIDR notation; it is left out")
+            }
+        }
+        mesh.allowedLocationIPs = Array(Set(mesh.allowedLocationIPs)).sorted()
+        if let discovered = text("discovered-endpoints"), !discovered.isEmpty, discovered != "null" {
+            if let members = (try? JSON.parse(Array(discovered.utf8)))?.members {
+                for member in members {
+                    let address = member.value["IP"]?.string.flatMap { IPAddress($0) }
+                    let port = member.value["Port"]?.integer.flatMap { UInt16(exactly: $0) }
+                    if let key = WireGuardKey(member.key), let address, let port, port > 0 {
+                        mesh.discoveredEndpoints[key] = SocketAddress(address, port: port)
+                    } else {
+                        report("discovered-endpoints", "the entry \"\(member.key)\" is malformed; it is left out")
+                    }
+                }
+            } else {
+                report("discovered-endpoints", "is not a JSON object; it is left out")
+            }
+        }
+
+        // "-" and "" of force-internal-ip say that there is none; of internal-ip that none was found.
+        func address(_ key: String) -> InterfaceAddress? {
+            value(key, "an address in CIDR notation") { text in
+                guard text != "-" else { return .some(nil) }
+                return interfaceAddress(text).map { .some($0) }
+            } ?? nil
+        }
+        if let forced = text("force-internal-ip"), forced.isEmpty || forced == "-" {
+            mesh.privateAddress = nil
+        } else if let forced = address("force-internal-ip") {
+            mesh.privateAddress = forced
+        } else if let own = text("internal-ip") {
+            mesh.privateAddress = own.isEmpty ? nil : address("internal-ip")
+        } else {
+            mesh.privateAddress = node.internalIPs.first { $0.family == .v4 }.map { InterfaceAddress($0) }
+        }
+        return (mesh, problems)
+    }
+
+    /// `ADDRESS/LENGTH` or `ADDRESS`, the host part kept.
+    static func interfaceAddress(_ text: String) -> InterfaceAddress? {
+        let parts = text.split(separator: "/", omittingEmptySubsequences: false)
+        guard parts.count <= 2, let address = IPAddress(String(parts[0])) else { return nil }
+        guard parts.count == 2 else { return InterfaceAddress(address) }
+        guard let length = Int(parts[1]), (0...address.family.bits).contains(length) else { return nil }
+        return InterfaceAddress(address, prefixLength: length)
+    }
+}
