@@ -36,6 +36,7 @@ let package = Package(
         .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
     ],
     targets: [
         .target(name: "CLinux"),
@@ -64,14 +65,17 @@ let package = Package(
         .target(name: "Model", dependencies: ["CLinux", "Jansson"]),
         .target(name: "Netlink", dependencies: ["Model", "CMnl", "CLinux"]),
         .target(name: "Firewall", dependencies: ["Model", "Netlink", "CMnl", "CNftnl", "CLinux"]),
+        .target(name: "WireGuard", dependencies: ["Model", "Netlink", "CMnl", "CLinux"]),
         .target(
             name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", .product(name: "Yams", package: "Yams")]),
         .target(name: "Planner", dependencies: ["Model", "Jansson"]),
         .target(
             name: "Datapath",
             dependencies: [
-                "Planner", "Inventory", "Netlink", "Firewall", "Model", "HelperProtocol", "CNI", "CLinux", "Jansson",
+                "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model", "HelperProtocol", "CNI", "CLinux",
+                "Jansson",
                 .product(name: "Logging", package: "swift-log"),
+                .product(name: "Crypto", package: "swift-crypto"),
             ]),
         .target(
             name: "API",

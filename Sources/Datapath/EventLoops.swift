@@ -22,6 +22,7 @@ public enum EventLoops {
         try BlockingThread.start("the inventory directory") {
             watchInventory(inventoryDirectory, changed: inventorySignal)
         }
+        Task { await watchMesh(agent: agent) }
         Task { for await _ in inventory { await agent.inventoryChanged() } }
         Task {
             for await _ in drift {
@@ -34,6 +35,20 @@ public enum EventLoops {
             for await index in deletions {
                 if index == 0 { await agent.lookAtEverything() } else { await agent.linksDeleted([index]) }
             }
+        }
+    }
+
+    /// Looks at WireGuard every ten seconds, and asks for the addresses of endpoints' names every minute.
+    private static func watchMesh(agent: NodeAgent) async {
+        var round = 0
+        while true {
+            if round % 6 == 0 {
+                let names = await agent.endpointNames
+                if !names.isEmpty { await agent.namesResolved(await EndpointResolver.addresses(of: names)) }
+            }
+            await agent.lookAtWireGuard()
+            round += 1
+            try? await Task.sleep(for: .seconds(10))
         }
     }
 

@@ -33,10 +33,12 @@ struct LocalFactsReader {
         let overlay = links.first { $0.name == "cilium_host" }.flatMap { host in
             addresses.first { $0.index == host.index }?.address
         }
-        return LocalFacts(
+        var facts = LocalFacts(
             nodeName: nodeName, overlayAddress: overlay, underlayMTU: underlay?.mtu ?? 1500,
             underlayDevice: egress?.name ?? "", interfaces: interfaces,
             reversePathFilterAll: LocalFactsReader.setting("net/ipv4/conf/all/rp_filter"), isLive: true)
+        facts.privateAddress = holder.map { InterfaceAddress($0.address, prefixLength: $0.prefixLength) }
+        return facts
     }
 
     /// A number below /proc/sys, of this process's own network namespace.

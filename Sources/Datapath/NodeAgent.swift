@@ -9,6 +9,7 @@ import Logging
 import Model
 import Netlink
 import Planner
+import WireGuard
 
 /// One node's state, and all that changes it: inventory, attachments, plan, kernel.
 public actor NodeAgent {
@@ -17,7 +18,13 @@ public actor NodeAgent {
         public var inventoryDirectory: String
         public var runDirectory: String
         public var configuration: Configuration
-        public init(nodeName: String, inventoryDirectory: String, runDirectory: String, configuration: Configuration) {
+        /// nil: this node has no part in a mesh.
+        public var keys: WireGuardKeyFile?
+        public init(
+            nodeName: String, inventoryDirectory: String, runDirectory: String, configuration: Configuration,
+            keys: WireGuardKeyFile? = nil
+        ) {
+            self.keys = keys
             self.nodeName = nodeName
             self.inventoryDirectory = inventoryDirectory
             self.runDirectory = runDirectory
@@ -38,6 +45,9 @@ public actor NodeAgent {
     public private(set) var datapathProblem = ""
     private var savedIDs = AssignedIDs()
     private var lastProblems: [InventoryProblem] = []
+    private var resolvedNames: [String: IPAddress] = [:]
+    /// Where peers behind a NAT were seen.
+    private var discoveredEndpoints: [WireGuardKey: SocketAddress] = [:]
 
     /// - Throws: where a netlink socket or the run directory cannot be had.
     public init(settings: Settings, logger: Logger) throws {
@@ -45,7 +55,7 @@ public actor NodeAgent {
         self.logger = logger
         store = AttachmentStore(runDirectory: settings.runDirectory)
         try store.prepare()
-        reconciler = try Reconciler()
+        reconciler = try Reconciler(privateKey: settings.keys?.privateKey)
         files = FileInventory(directory: settings.inventoryDirectory)
         facts = LocalFacts(nodeName: settings.nodeName)
     }
@@ -93,7 +103,14 @@ public actor NodeAgent {
     private func refreshFacts() throws {
         facts = try LocalFactsReader(socket: reconciler.socket).read(
             nodeName: settings.nodeName, node: inventory.nodes[settings.nodeName])
-        do { try store.publish(PublishedNode(facts: facts)) } catch { logger.error("\(error)") }
+        facts.publicKey = settings.keys?.publicKey
+        facts.resolvedNames = resolvedNames
+        do {
+            try store.publish(
+                PublishedNode(
+                    facts: facts, discovered: discoveredEndpoints, configuration: settings.configuration,
+                    node: inventory.nodes[settings.nodeName]))
+        } catch { logger.error("\(error)") }
     }
 
     private func replan() {
@@ -188,6 +205,56 @@ public actor NodeAgent {
     private func end(_ id: String) {
         attachments[id] = nil
         store.remove(id)
+    }
+
+    // MARK: the mesh
+
+    /// DNS names of endpoints.
+    public var endpointNames: Set<String> {
+        guard settings.configuration.mesh.enabled else { return [] }
+        let endpoints = inventory.nodes.values.compactMap(\.mesh.endpoint) + inventory.peers.compactMap(\.endpoint)
+        return Set(endpoints.compactMap { if case .name(let name) = $0.host { name } else { nil } })
+    }
+
+    /// New answers of the resolver; a name without an answer keeps its last one.
+    public func namesResolved(_ answers: [String: IPAddress]) {
+        let merged = resolvedNames.merging(answers) { _, new in new }
+        guard merged != resolvedNames else { return }
+        resolvedNames = merged
+        try? refreshFacts()
+        replan()
+        reconcile(full: false)
+    }
+
+    /// The WireGuard device of this node, where it is a gateway.
+    public func wireGuardDevice() throws -> KernelWireGuardDevice? {
+        guard let device = plan.host.wireGuard else { return nil }
+        return try reconciler.wireGuardDevice(device.name)
+    }
+
+    /// Looks at WireGuard: where peers with a keepalive are, which others behind a NAT need to know; and whether a
+    /// peer that is silent has another endpoint by now.
+    public func lookAtWireGuard() {
+        guard let wanted = plan.host.wireGuard, let device = try? reconciler.wireGuardDevice(wanted.name) else {
+            return
+        }
+        let now = Int64(time(nil))
+        var seen: [WireGuardKey: SocketAddress] = [:]
+        let nodes = inventory.nodes.values.filter { $0.mesh.persistentKeepalive > 0 }
+        let behindNAT = Set(nodes.compactMap(\.mesh.key)).union(
+            inventory.peers.filter { $0.persistentKeepalive > 0 }.map(\.publicKey))
+        for peer in wanted.peers where behindNAT.contains(peer.publicKey) {
+            if let there = device.peers[peer.publicKey], now - there.lastHandshake < WireGuardChanges.handshakeLifetime
+            {
+                seen[peer.publicKey] = there.configuration.endpoint
+            }
+        }
+        if seen != discoveredEndpoints {
+            discoveredEndpoints = seen
+            try? refreshFacts()
+        }
+        let changes = WireGuardChanges.between(device.peers, wanted.peers, previous: wanted.peers, now: now)
+        if !changes.isEmpty { reconcile(full: true) }
     }
 
     // MARK: requests of the plugin

@@ -1,4 +1,6 @@
+import Jansson
 import Model
+import Planner
 
 /// What a node says of itself to the others: a Node object of annotations only, which an inventory merges into the
 /// Node of the same name.
@@ -6,18 +8,48 @@ struct PublishedNode: Equatable {
     let name: String
     let annotations: [String: String]
 
-    init(facts: LocalFacts) {
+    init(
+        facts: LocalFacts, discovered: [WireGuardKey: SocketAddress] = [:], configuration: Configuration, node: Node?
+    ) {
         name = facts.nodeName
         var annotations: [String: String] = [:]
         annotations["kilo.squat.ai/cilium-internal-ip"] = facts.overlayAddress?.description
         annotations["culvert.dev/egress-address"] = facts.egressAddressV4?.description
+        if configuration.mesh.enabled {
+            annotations["kilo.squat.ai/key"] = facts.publicKey?.text
+            // What the user forces stays the user's word; it is told by the annotation itself.
+            annotations["kilo.squat.ai/internal-ip"] = facts.privateAddress?.description
+            if configuration.mesh.granularity == .full { annotations["kilo.squat.ai/granularity"] = "full" }
+            if configuration.mesh.persistentKeepalive > 0 {
+                annotations["kilo.squat.ai/persistent-keepalive"] = "\(configuration.mesh.persistentKeepalive)"
+            }
+            if !discovered.isEmpty {
+                annotations["kilo.squat.ai/discovered-endpoints"] =
+                    JSON.object(
+                        discovered.sorted { $0.key < $1.key }.map { key, address in
+                            JSON.Member(
+                                key.text,
+                                .make(
+                                    ("IP", .string("\(address.address)")), ("Port", .integer(Int64(address.port))),
+                                    ("Zone", .string(""))))
+                        }
+                    ).text(indent: 0)
+            }
+            if let node, let endpoint = MeshTopology.endpoint(of: node, port: configuration.mesh.port),
+                configuration.mesh.kiloInterop
+            {
+                annotations["kilo.squat.ai/endpoint"] = endpoint.description
+            }
+        }
         self.annotations = annotations
     }
 
-    /// As YAML.
+    /// As YAML. Values are single-quoted, where nothing is special but the quote itself.
     var manifest: String {
-        let lines = annotations.sorted { $0.key < $1.key }.map { "    \($0.key): \"\($0.value)\"\n" }
-        return "apiVersion: v1\nkind: Node\nmetadata:\n  name: \"\(name)\"\n  annotations:"
+        let lines = annotations.sorted { $0.key < $1.key }.map { key, value in
+            "    \(key): '\(value.split(separator: "'", omittingEmptySubsequences: false).joined(separator: "''"))'\n"
+        }
+        return "apiVersion: v1\nkind: Node\nmetadata:\n  name: '\(name)'\n  annotations:"
             + (lines.isEmpty ? " {}\n" : "\n" + lines.joined())
     }
 }

@@ -2,12 +2,18 @@ import CLinux
 import Firewall
 import Model
 import Netlink
+import WireGuard
 
 /// Makes the kernel equal to a `HostState`: dumps, compares, and sends only what differs.
 public final class Reconciler {
     private let route: NetlinkSocket
     private let firewall: FirewallSocket
     private var fou: FOUSocket?
+    private var wireGuard: KernelWireGuard?
+    /// The node's private WireGuard key; nil: there is no mesh.
+    private let privateKey: [UInt8]?
+    /// What was wanted of WireGuard last: an endpoint that is news is set, one that is not may have moved.
+    private var lastPeers: [WireGuardPeer]?
     /// What the last successful run left, or nil when it is not known.
     private var applied: Observed?
 
@@ -26,7 +32,8 @@ public final class Reconciler {
         var firewallIsDumped = false
     }
 
-    public init() throws {
+    public init(privateKey: [UInt8]? = nil) throws {
+        self.privateKey = privateKey
         route = try NetlinkSocket(bus: NETLINK_ROUTE)
         firewall = try FirewallSocket()
     }
@@ -68,6 +75,7 @@ public final class Reconciler {
             for (set, elements) in added { operations.append("nft add \(elements.count) elements to \(set)") }
             for (set, elements) in removed { operations.append("nft delete \(elements.count) elements of \(set)") }
         }
+        operations += try wireGuardChanges(wanted).operations
         return operations
     }
 
@@ -85,7 +93,7 @@ public final class Reconciler {
         let addresses = try route.addressesV4()
         let wantedLinks = Dictionary(wanted.links.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
         for link in links
-        where link.name.hasPrefix(Ownership.linkPrefix) && ["ipip", "gre", "vxlan"].contains(link.kind) {
+        where link.name.hasPrefix(Ownership.linkPrefix) && ["ipip", "gre", "vxlan", "wireguard"].contains(link.kind) {
             let own = addresses.filter { $0.index == link.index }
             observed.addresses[link.name] = own
             let want = wantedLinks[link.name]
@@ -162,6 +170,43 @@ public final class Reconciler {
         return found
     }
 
+    // MARK: WireGuard
+
+    /// The device as the kernel has it; nil where there is none.
+    public func wireGuardDevice(_ name: String) throws -> KernelWireGuardDevice? {
+        if wireGuard == nil { wireGuard = try KernelWireGuard() }
+        return try wireGuard?.device(name)
+    }
+
+    private func wireGuardChanges(
+        _ wanted: HostState
+    ) throws -> (configure: Bool, changes: [WireGuardChange], operations: [String]) {
+        guard let device = wanted.wireGuard else { return (false, [], []) }
+        let there = try wireGuardDevice(device.name) ?? KernelWireGuardDevice()
+        let configure = there.publicKey != device.publicKey || there.listenPort != device.listenPort
+        let changes = WireGuardChanges.between(
+            there.peers, device.peers, previous: lastPeers, now: Int64(time(nil)))
+        let operations =
+            (configure ? ["wg set \(device.name) private-key (hidden) listen-port \(device.listenPort)"] : [])
+            + changes.map { change in
+                switch change {
+                case .remove(let key): "wg set \(device.name) peer \(key) remove"
+                case .set(let peer, _, _): "wg set \(device.name) peer \(peer.publicKey)"
+                }
+            }
+        return (configure, changes, operations)
+    }
+
+    /// Peer by peer, and only where it differs.
+    private func applyWireGuard(_ wanted: HostState) throws -> Int {
+        guard let device = wanted.wireGuard, let privateKey else { return 0 }
+        let (configure, changes, _) = try wireGuardChanges(wanted)
+        if configure { try wireGuard?.configure(device.name, privateKey: privateKey, listenPort: device.listenPort) }
+        for change in changes { try wireGuard?.apply(change, device: device.name) }
+        lastPeers = device.peers
+        return changes.count + (configure ? 1 : 0)
+    }
+
     // MARK: changing
 
     private func makeEqual(_ observed: Observed, _ wanted: HostState) throws -> Int {
@@ -207,6 +252,9 @@ public final class Reconciler {
             }
             messages.append(AddressRequest.add(link.address, index: index))
             count += try run(messages, ignoring: [])
+        }
+        if wanted.wireGuard != observed.host.wireGuard || observed.firewallIsDumped {
+            count += try applyWireGuard(wanted)
         }
         count += try run(
             changes.newNeighbours.flatMap { neighbour in
@@ -272,7 +320,7 @@ extension Link.Kind {
     var usesFOU: Bool {
         switch self {
         case .ipip(_, _, let port), .gre(_, _, _, let port): port != nil
-        case .vxlan: false
+        case .vxlan, .wireguard: false
         }
     }
 }

@@ -119,6 +119,8 @@ public struct FileInventory: Sendable {
                     if isNew("Namespace \(name)", file) { inventory.namespaces[name] = labels }
                 case .policy(let policy):
                     if isNew("\(policy.source.rawValue) \(policy.name)", file) { inventory.policies.append(policy) }
+                case .peer(let peer):
+                    if isNew("Peer \(peer.name)", file) { inventory.peers.append(peer) }
                 case .ciliumConfig(let data):
                     if isNew("ConfigMap cilium-config", file) { inventory.cilium = CiliumSettings(data: data) }
                 }
@@ -148,6 +150,13 @@ public struct FileInventory: Sendable {
             inventory.nodes[name]?.overlayAddresses = Manifests.unique(
                 node.overlayAddresses + Manifests.lastOverlayAddress(node))
         }
+        for name in inventory.nodes.keys.sorted() {
+            guard let node = inventory.nodes[name] else { continue }
+            let (mesh, problems) = MeshAnnotationReader.read(node)
+            inventory.nodes[name]?.mesh = mesh
+            inventory.problems += problems
+        }
+        inventory.peers.sort { $0.name < $1.name }
         inventory.pods.sort { ($0.namespace, $0.name) < ($1.namespace, $1.name) }
         inventory.policies.sort { $0.sortKey < $1.sortKey }
         return inventory

@@ -50,23 +50,25 @@ public struct HelperConfiguration: Equatable, Sendable {
             inventoryPath = try inventory.string("path") ?? inventoryPath
         }
         if let encapsulation = try root.object("encapsulation") {
-            try HelperConfiguration.only(encapsulation, ["protocol", "overlay"])
+            try HelperConfiguration.only(encapsulation, ["protocol", "overlay", "strategy"])
             let name = try encapsulation.string("protocol") ?? "ipip"
             guard let choice = Configuration.TunnelProtocol(rawValue: name) else {
                 throw encapsulation.fail("protocol", "\"\(name)\" is none of ipip, fou, vxlan")
             }
             planner.tunnelProtocol = choice
             let overlay = try encapsulation.string("overlay") ?? "cilium"
-            guard overlay == "cilium" else {
-                throw encapsulation.fail(
-                    "overlay", "\"\(overlay)\" is not supported by this release; it must be cilium")
+            guard let carrier = Configuration.Overlay(rawValue: overlay) else {
+                throw encapsulation.fail("overlay", "\"\(overlay)\" is none of cilium, flannel, none")
             }
+            planner.overlay = carrier
+            let strategy = try encapsulation.string("strategy") ?? "always"
+            guard let when = MeshConfiguration.Strategy(rawValue: strategy) else {
+                throw encapsulation.fail("strategy", "\"\(strategy)\" is none of always, crosssubnet, never")
+            }
+            planner.mesh.strategy = when
         }
         if let mesh = try root.object("mesh") {
-            try HelperConfiguration.only(mesh, ["enabled"])
-            if try mesh.bool("enabled") ?? false {
-                throw mesh.fail("enabled", "true is not supported by this release")
-            }
+            try read(mesh: mesh)
         }
         if let egress = try root.object("egress") {
             try HelperConfiguration.only(egress, ["honorCiliumPolicies"])
@@ -90,6 +92,57 @@ public struct HelperConfiguration: Equatable, Sendable {
             guard levels.contains(logLevel) else {
                 throw log.fail("level", "\"\(logLevel)\" is none of \(levels.joined(separator: ", "))")
             }
+        }
+    }
+
+    private mutating func read(mesh: ManifestReader) throws(ManifestReader.Failure) {
+        try HelperConfiguration.only(
+            mesh,
+            [
+                "enabled", "kiloInterop", "granularity", "subnet", "port", "interface", "manageLocalRoutes",
+                "topologyLabel", "persistentKeepalive",
+            ])
+        planner.mesh.enabled = try mesh.bool("enabled") ?? true
+        planner.mesh.kiloInterop = try mesh.bool("kiloInterop") ?? false
+        if let text = try mesh.string("granularity") {
+            guard let granularity = MeshConfiguration.Granularity(rawValue: text) else {
+                throw mesh.fail("granularity", "\"\(text)\" is neither location nor full")
+            }
+            planner.mesh.granularity = granularity
+        }
+        if let text = try mesh.string("subnet") {
+            guard let subnet = IPNetwork(text), subnet.family == .v4, subnet.prefixLength <= 30 else {
+                throw mesh.fail("subnet", "\"\(text)\" is not an IPv4 network of at least four addresses")
+            }
+            planner.mesh.subnet = subnet
+        }
+        if let port = try mesh.integer("port") {
+            guard let value = UInt16(exactly: port), value > 0 else { throw mesh.fail("port", "is not a port") }
+            planner.mesh.port = value
+        }
+        if let name = try mesh.string("interface") {
+            // Cilium takes other devices with an address and a route for its own, and masquerades on them.
+            guard name.hasPrefix(Ownership.linkPrefix), name.utf8.count <= 15, name != Ownership.mainTunnel else {
+                throw mesh.fail(
+                    "interface",
+                    "\"\(name)\" must begin with \(Ownership.linkPrefix) and have at most 15 characters, and not be \(Ownership.mainTunnel)"
+                )
+            }
+            planner.mesh.interface = name
+        }
+        planner.mesh.topologyLabel = try mesh.string("topologyLabel") ?? planner.mesh.topologyLabel
+        if let seconds = try mesh.integer("persistentKeepalive") {
+            guard let value = UInt16(exactly: seconds) else {
+                throw mesh.fail("persistentKeepalive", "is not a number of seconds, 0 to 65535")
+            }
+            planner.mesh.persistentKeepalive = value
+        }
+        planner.mesh.manageLocalRoutes = try mesh.bool("manageLocalRoutes") ?? false
+        if planner.mesh.manageLocalRoutes && planner.overlay != .none {
+            throw mesh.fail(
+                "manageLocalRoutes",
+                "cannot be true with encapsulation.overlay \(planner.overlay.rawValue): pods of the own location are the overlay's, and a second route to them would take its packets away; set it to false, or the overlay to none"
+            )
         }
     }
 

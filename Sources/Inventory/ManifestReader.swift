@@ -35,6 +35,11 @@ struct ManifestReader {
         guard let text = try string(key), !text.isEmpty else { throw fail(key, "is missing") }
         return text
     }
+    func integer(_ key: String) throws(Failure) -> Int64? {
+        guard let value = member(key) else { return nil }
+        guard let number = value.integer else { throw fail(key, "is not a whole number") }
+        return number
+    }
     func bool(_ key: String) throws(Failure) -> Bool? {
         guard let value = member(key) else { return nil }
         guard let flag = value.bool else { throw fail(key, "is not true or false") }

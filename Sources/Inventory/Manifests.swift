@@ -12,6 +12,7 @@ public enum ManifestObject: Equatable, Sendable {
     case pod(Pod)
     case namespace(name: String, labels: [String: String])
     case policy(EgressPolicy)
+    case peer(MeshPeer)
     case ciliumConfig([String: String])
 }
 
@@ -67,6 +68,7 @@ public enum Manifests {
         case ("cilium.io", "CiliumEgressGatewayPolicy"):
             objects.append(.policy(try PolicyManifest.read(reader, .cilium)))
         case ("culvert.dev", "EgressPolicy"): objects.append(.policy(try PolicyManifest.read(reader, .culvert)))
+        case ("kilo.squat.ai", "Peer"): objects.append(.peer(try PeerManifest.read(reader)))
         case ("", "ConfigMap"):
             if try metadata(reader).required("name") == "cilium-config" {
                 objects.append(.ciliumConfig(try reader.map("data")))

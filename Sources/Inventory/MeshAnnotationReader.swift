@@ -41,7 +41,8 @@ enum MeshAnnotationReader {
             if let network = IPNetwork(String(trimmed)) {
                 mesh.allowedLocationIPs.append(network)
             } else {
-                report("allowed-location-ips", "\"\(String(trimmed))\" is not a network in CIDR notation; it is left out")
+                report(
+                    "allowed-location-ips", "\"\(String(trimmed))\" is not a network in CIDR notation; it is left out")
             }
         }
         mesh.allowedLocationIPs = Array(Set(mesh.allowedLocationIPs)).sorted()

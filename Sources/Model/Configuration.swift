@@ -2,7 +2,12 @@
 public struct Configuration: Equatable, Sendable {
     public enum TunnelProtocol: String, Sendable, CaseIterable { case ipip, fou, vxlan }
 
+    /// What carries packets between pods of different nodes here: tunnels run inside it.
+    public enum Overlay: String, Sendable, CaseIterable { case cilium, flannel, none }
+
     public var tunnelProtocol = TunnelProtocol.ipip
+    public var overlay = Overlay.cilium
+    public var mesh = MeshConfiguration()
     public var honorCiliumPolicies = true
     public var serviceCIDRs: [IPNetwork] = []
     public var excludedCIDRs: [IPNetwork] = []

@@ -9,6 +9,8 @@ public struct HostState: Equatable, Sendable {
     public var rules: [Rule] = []
     public var neighbours: [Neighbour] = []
     public var fouPorts: [FOUPort] = []
+    /// nil: none of ours.
+    public var wireGuard: WireGuardDevice?
     /// nil: no table of ours at all.
     public var firewall: FirewallTable?
     public init() {}
@@ -21,6 +23,11 @@ public enum Ownership {
     public static let linkPrefix = "cni-culvert"
     public static let linkAlias = "culvert"
     public static let mainTunnel = "cni-culvert0"
+    public static let wireGuardDevice = "cni-culvert-wg"
+    /// What a gateway receives from other locations for nodes of its own.
+    public static let locationTable: UInt32 = 46999
+    /// Metric of routes to pods of other locations: Cilium's own routes, at 0, go before them.
+    public static let meshMetric: UInt32 = 110
     public static let firstTable: UInt32 = 47000
     public static let firstNextHop: UInt32 = 1_130_000_000
     public static let firewallTable = "culvert"
@@ -47,6 +54,8 @@ public struct Link: Hashable, Sendable {
         case gre(local: IPAddress, remote: IPAddress?, key: UInt32, fouPort: UInt16?)
         /// RFC 7348, learning off.
         case vxlan(local: IPAddress, vni: UInt32, port: UInt16, mac: MACAddress)
+        /// Its keys and peers are a `WireGuardDevice`.
+        case wireguard
 
         /// The name that `ip -d link` prints for it.
         public var name: String {
@@ -54,6 +63,7 @@ public struct Link: Hashable, Sendable {
             case .ipip: "ipip"
             case .gre: "gre"
             case .vxlan: "vxlan"
+            case .wireguard: "wireguard"
             }
         }
     }
@@ -121,7 +131,10 @@ public struct Route: Hashable, Sendable {
     public let destination: IPNetwork
     public let kind: Kind
     public let metric: UInt32
-    public init(table: UInt32, destination: IPNetwork, kind: Kind, metric: UInt32 = 0) {
+    /// Preferred source address of what this host sends by it.
+    public let source: IPAddress?
+    public init(table: UInt32, destination: IPNetwork, kind: Kind, metric: UInt32 = 0, source: IPAddress? = nil) {
+        self.source = source
         self.table = table
         self.destination = destination
         self.kind = kind

@@ -51,6 +51,20 @@ public struct IPAddress: Hashable, Sendable, Comparable, CustomStringConvertible
         }
     }
 
+    /// The next address; wraps at the end.
+    public var successor: IPAddress {
+        if family == .v4 { return IPAddress(v4: UInt32(truncatingIfNeeded: low) &+ 1) }
+        let (sum, carry) = low.addingReportingOverflow(1)
+        return IPAddress(family: .v6, high: carry ? high &+ 1 : high, low: sum)
+    }
+
+    /// Not of a private network (RFC 1918, RFC 4193), shared (RFC 6598), loopback or link-local.
+    public var isPublic: Bool { !IPAddress.nonPublic.contains { $0.contains(IPNetwork(host: self)) } }
+    private static let nonPublic = [
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "0.0.0.0/8",
+        "fc00::/7", "fe80::/10", "::1/128",
+    ].compactMap { IPNetwork($0) }
+
     /// Network-order bytes, 4 or 16.
     public var bytes: [UInt8] {
         func split(_ value: UInt64, _ count: Int) -> [UInt8] {
@@ -122,6 +136,7 @@ public struct IPNetwork: Hashable, Sendable, Comparable, CustomStringConvertible
     public func contains(_ other: IPNetwork) -> Bool {
         other.prefixLength >= prefixLength && contains(other.address)
     }
+    /// One contains the other.
     public func overlaps(_ other: IPNetwork) -> Bool { contains(other) || other.contains(self) }
 
     /// The two halves, or nil for a host.

@@ -11,6 +11,8 @@ public struct Node: Equatable, Sendable {
     /// Address of `cilium_host`.
     public var overlayAddresses: [IPAddress] = []
     public var podCIDRs: [IPNetwork] = []
+    /// What its annotations say about the mesh.
+    public var mesh = MeshAnnotations()
     public init(name: String) { self.name = name }
 
     /// Every address of the node.
@@ -191,6 +193,7 @@ public struct Inventory: Equatable, Sendable {
     /// Labels by namespace name.
     public var namespaces: [String: [String: String]] = [:]
     public var policies: [EgressPolicy] = []
+    public var peers: [MeshPeer] = []
     public var cilium: CiliumSettings?
     /// What is wrong with the objects, for people.
     public var problems: [InventoryProblem] = []

@@ -32,6 +32,12 @@ public struct LocalFacts: Equatable, Sendable {
     public var interfaces: [Interface]
     /// `net.ipv4.conf.all.rp_filter`; nil where it cannot be known.
     public var reversePathFilterAll: Int?
+    /// This node's WireGuard key; nil: the inventory's word counts.
+    public var publicKey: WireGuardKey?
+    /// Address on the interface that has the node address, with its prefix length.
+    public var privateAddress: InterfaceAddress?
+    /// Addresses of the DNS names that endpoints are given by.
+    public var resolvedNames: [String: IPAddress] = [:]
     /// False when the facts are those of no real node (`culvertctl plan` on a desk).
     public var isLive: Bool
 

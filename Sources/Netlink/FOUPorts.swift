@@ -11,23 +11,8 @@ public final class FOUSocket {
     /// The family's number; nil where the kernel has no FOU (and could not load it).
     private func resolve() throws -> UInt16? {
         if let family { return family }
-        var found: UInt16?
-        let header = genlmsghdr(cmd: UInt8(CTRL_CMD_GETFAMILY), version: 1, reserved: 0)
-        let request = NetlinkMessage("genl ctrl get name fou", type: UInt16(GENL_ID_CTRL), flags: 0, header: header) {
-            $0.string(CTRL_ATTR_FAMILY_NAME, "fou")
-        }
-        do {
-            try socket.get(request) { reply in
-                for attribute in reply.attributes(after: MemoryLayout<genlmsghdr>.size)
-                where attribute.type == Int(CTRL_ATTR_FAMILY_ID) {
-                    found = attribute.u16
-                }
-            }
-        } catch let error as NetlinkError where error.code == ENOENT {
-            return nil
-        }
-        family = found
-        return found
+        family = try GenericNetlink.family("fou", socket: socket)
+        return family
     }
 
     /// `ip fou show`, of the ports that could be ours. Empty where there is no FOU.

@@ -94,6 +94,7 @@ extension KernelLink {
             if attribute.type == Int(IFLA_INFO_KIND) { kind = attribute.string }
             if attribute.type == Int(IFLA_INFO_DATA) { data = attribute.nested }
         }
+        if kind == "wireguard" { tunnel = .wireguard }
         guard let data else { return }
         var values: [Int: NetlinkAttributes.Attribute] = [:]
         for attribute in data { values[attribute.type] = attribute }
@@ -165,6 +166,7 @@ public enum LinkRequest {
                 data.u16(IFLA_GRE_ENCAP_SPORT, 0)
                 data.u16(IFLA_GRE_ENCAP_DPORT, fou.bigEndian)
             }
+        case .wireguard: break
         case .vxlan(let local, let vni, let port, _):
             data.u32(IFLA_VXLAN_ID, vni)
             data.address(IFLA_VXLAN_LOCAL, local)

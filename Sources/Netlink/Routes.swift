@@ -114,7 +114,7 @@ public struct KernelRoute: Equatable, Sendable {
             }
         default: return nil
         }
-        return Route(table: table, destination: destination, kind: kind, metric: metric)
+        return Route(table: table, destination: destination, kind: kind, metric: metric, source: source)
     }
 }
 
@@ -162,6 +162,7 @@ public enum RouteRequest {
             }
             attributes.u32(RTA_TABLE.rawValue, route.table)
             if route.metric != 0 { attributes.u32(RTA_PRIORITY.rawValue, route.metric) }
+            if let source = route.source { attributes.address(RTA_PREFSRC.rawValue, source) }
             switch route.kind {
             case .nextHop(let id): attributes.u32(RTA_NH_ID.rawValue, id)
             case .device(let name): attributes.u32(RTA_OIF.rawValue, UInt32(indexes[name] ?? 0))

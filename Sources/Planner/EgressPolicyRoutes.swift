@@ -93,6 +93,19 @@ enum IPRanges {
         merge(networks.filter { $0.family == .v4 }.map { $0.address.v4Value...$0.lastV4 })
     }
 
+    /// The fewest networks that are exactly this range.
+    static func networks(_ range: ClosedRange<UInt32>) -> [IPNetwork] {
+        var result: [IPNetwork] = []
+        var first = UInt64(range.lowerBound)
+        while first <= UInt64(range.upperBound) {
+            var bits = min(32, first == 0 ? 32 : first.trailingZeroBitCount)
+            while first + (1 << UInt64(bits)) - 1 > UInt64(range.upperBound) { bits -= 1 }
+            result.append(IPNetwork(IPAddress(v4: UInt32(first)), prefixLength: 32 - bits))
+            first += 1 << UInt64(bits)
+        }
+        return result
+    }
+
     /// Disjoint and not adjacent, in order: interval sets of the kernel refuse anything else.
     static func merge(_ ranges: [ClosedRange<UInt32>]) -> [ClosedRange<UInt32>] {
         var result: [ClosedRange<UInt32>] = []

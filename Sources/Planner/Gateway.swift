@@ -64,8 +64,15 @@ struct GatewayEgress: Equatable {
 
 /// The table `inet culvert`.
 enum GatewayFirewall {
-    /// Cilium's devices, by which packets for this node's overlay address arrive.
-    static let overlayDevices = "cilium_"
+    /// Beginning of the names of the overlay's devices, by which packets for this node's overlay address arrive; nil:
+    /// there is no overlay.
+    static func overlayDevices(_ overlay: Configuration.Overlay) -> String? {
+        switch overlay {
+        case .cilium: "cilium_"
+        case .flannel: "flannel."
+        case .none: nil
+        }
+    }
     static let sourcePriority: Int32 = -300
     static let sourceNATPriority: Int32 = 100 - 10
 
@@ -77,16 +84,22 @@ enum GatewayFirewall {
     }
 
     static func table(
-        tunnels: TunnelLinks, node: Node?, peers: [Node], serving: [GatewayEgress], podSets: [PodSet]
+        tunnels: TunnelLinks, node: Node?, peers: [Node], serving: [GatewayEgress], podSets: [PodSet],
+        overlay: Configuration.Overlay = .cilium, mesh: MeshPlan? = nil
     ) -> FirewallTable {
         var sets: [FirewallSet] = []
         let local = tunnels.local
-        sets.append(sourceSet("tunnel_peers", peers.compactMap { peer in peer.overlayV4.map { ($0, peer) } }))
-        sets.append(sourceSet("tunnel_self", node.map { [(local, $0)] } ?? []))
+        func outer(_ node: Node) -> IPAddress? { MeshPlan.outerAddress(node, overlay: overlay) }
+        func own(_ node: Node) -> [IPNetwork] { node.podCIDRs + node.addresses.map { IPNetwork(host: $0) } }
+        sets.append(
+            sourceSet(
+                "tunnel_peers",
+                peers.compactMap { peer in outer(peer).map { ($0, own(peer)) } } + (mesh?.tunnelSources ?? [])))
+        sets.append(sourceSet("tunnel_self", node.map { [(local, own($0))] } ?? []))
         sets.append(
             FirewallSet(
                 name: "tunnel_outer", key: .address, interval: false,
-                elements: Set(peers.compactMap { $0.overlayV4?.v4Value }.map { .init(first: $0, last: $0) })))
+                elements: Set(peers.compactMap { outer($0)?.v4Value }.map { .init(first: $0, last: $0) })))
         let keys = serving.map(\.identity).filter { $0 != .defaultAddress }
         sets.append(
             FirewallSet(
@@ -111,7 +124,9 @@ enum GatewayFirewall {
                         .init(first: $0.lowerBound, last: $0.upperBound)
                     })))
 
-        var chains = [inputChain(tunnels: tunnels, local: local, serving: serving)]
+        var chains = [
+            inputChain(tunnels: tunnels, local: local, serving: serving, overlay: overlay, mesh: mesh != nil)
+        ]
         chains.append(
             FirewallChain(
                 name: "prerouting", kind: .filter, hook: .prerouting, priority: sourcePriority,
@@ -129,22 +144,30 @@ enum GatewayFirewall {
                 rules: serving.flatMap { egress in
                     guard let address = egress.address else { return [FirewallRule]() }
                     return tunnels.devices(of: egress.identity).map { device in
-                        // What the device itself sends, encapsulated, has it as its incoming interface too.
-                        FirewallRule([
-                            .ipv4Only, .match(.sourceAddress, local.v4Value, negated: true),
-                            .incoming(device, prefix: false, negated: false),
-                            .outgoing(Ownership.linkPrefix, prefix: true, negated: true), .snat(address),
-                        ])
+                        // What the device itself sends, encapsulated, has it as its incoming interface too. And by the
+                        // same tunnels come other locations' packets for pods here.
+                        FirewallRule(
+                            [.ipv4Only, .match(.sourceAddress, local.v4Value, negated: true)]
+                                + (mesh == nil
+                                    ? [] : [.lookup([.destinationAddress], set: "remote_pods", negated: true)])
+                                + [
+                                    .incoming(device, prefix: false, negated: false),
+                                    .outgoing(Ownership.linkPrefix, prefix: true, negated: true), .snat(address),
+                                ])
                     }
-                }))
-        return FirewallTable(chains: chains, sets: sets)
+                } + (mesh?.locationTranslation ?? [])))
+        return FirewallTable(chains: chains, sets: sets + (mesh?.firewallSets ?? []))
     }
 
-    /// Outer source and the inner sources that it may send: its pod CIDRs, its own node and overlay addresses.
-    private static func sourceSet(_ name: String, _ senders: [(IPAddress, Node)]) -> FirewallSet {
+    /// Outer source and the inner sources that it may send: its pod CIDRs, its own node and overlay addresses, and what
+    /// lies behind it.
+    private static func sourceSet(
+        _ name: String, _ senders: [(outer: IPAddress, networks: [IPNetwork])]
+    ) -> FirewallSet {
         var elements: Set<FirewallSet.Element> = []
-        for (outer, node) in senders {
-            for range in IPRanges.of(node.podCIDRs + node.addresses.map { IPNetwork(host: $0) }) {
+        let byOuter = Dictionary(senders.map { ($0.outer, $0.networks) }, uniquingKeysWith: +)
+        for (outer, networks) in byOuter where outer.family == .v4 {
+            for range in IPRanges.of(networks) {
                 elements.insert(.init(pair: outer.v4Value, first: range.lowerBound, last: range.upperBound))
             }
         }
@@ -163,7 +186,12 @@ enum GatewayFirewall {
     }
 
     /// Judges tunnel packets on the outer packet, while both headers can be seen.
-    private static func inputChain(tunnels: TunnelLinks, local: IPAddress, serving: [GatewayEgress]) -> FirewallChain {
+    private static func inputChain(
+        tunnels: TunnelLinks, local: IPAddress, serving: [GatewayEgress], overlay: Configuration.Overlay, mesh: Bool
+    ) -> FirewallChain {
+        // Without an overlay there is no telling by which interface a peer's packets come.
+        let fromPeers: [FirewallStatement] =
+            overlayDevices(overlay).map { [.incoming($0, prefix: true, negated: false)] } ?? []
         let toUs: [FirewallStatement] = [.ipv4Only, .match(.destinationAddress, local.v4Value, negated: false)]
         let servesDefault = serving.contains { $0.identity == .defaultAddress }
         let servesKeys = serving.contains { $0.identity != .defaultAddress }
@@ -171,35 +199,36 @@ enum GatewayFirewall {
         for envelope in envelopes(tunnels.tunnelProtocol) {
             let served =
                 switch envelope.name {
-                case "ipip": servesDefault
+                case "ipip": servesDefault || mesh
                 case "gre": servesKeys
-                case "vxlan": !serving.isEmpty
+                case "vxlan": !serving.isEmpty || mesh
                 default: false
                 }
             let base = toUs + envelope.match
-            func accepting(_ interface: FirewallStatement, _ set: String) -> [FirewallStatement] {
+            func accepting(_ interface: [FirewallStatement], _ set: String) -> [FirewallStatement] {
                 let source = FirewallStatement.lookup([.sourceAddress, envelope.innerSource], set: set, negated: false)
-                return base + [interface] + envelope.wellFormed + [source, .counter, .accept]
+                return base + interface + envelope.wellFormed + [source, .counter, .accept]
             }
             if served {
                 rules.append(
                     FirewallRule(
-                        accepting(.incoming(overlayDevices, prefix: true, negated: false), "tunnel_peers"),
+                        accepting(fromPeers, "tunnel_peers"),
                         comment: "\(envelope.name): from peers"))
                 rules.append(
                     FirewallRule(
-                        accepting(.incoming("lo", prefix: false, negated: false), "tunnel_self"),
+                        accepting([.incoming("lo", prefix: false, negated: false)], "tunnel_self"),
                         comment: "\(envelope.name): from self"))
+                if let devices = overlayDevices(overlay) {
+                    rules.append(
+                        FirewallRule(
+                            base + [
+                                .incoming(devices, prefix: true, negated: true),
+                                .incoming("lo", prefix: false, negated: true), .counter, .drop,
+                            ], comment: "\(envelope.name): wrong interface"))
+                }
                 rules.append(
                     FirewallRule(
-                        base + [
-                            .incoming(overlayDevices, prefix: true, negated: true),
-                            .incoming("lo", prefix: false, negated: true), .counter, .drop,
-                        ], comment: "\(envelope.name): wrong interface"))
-                rules.append(
-                    FirewallRule(
-                        base + [
-                            .incoming(overlayDevices, prefix: true, negated: false),
+                        base + fromPeers + [
                             .lookup([.sourceAddress], set: "tunnel_outer", negated: true), .counter, .drop,
                         ], comment: "\(envelope.name): outer source is no peer"))
                 rules.append(
@@ -264,7 +293,7 @@ enum GatewayFirewall {
                 FirewallRule([.incoming(Ownership.linkPrefix, prefix: true, negated: false), .tcpSyn, clamp]))
             rules.append(
                 FirewallRule([
-                    .incoming(overlayDevices, prefix: true, negated: true), .ipv4Only,
+                    .incoming("cilium_", prefix: true, negated: true), .ipv4Only,
                     .lookup([.destinationAddress], set: "remote_pods", negated: false), .tcpSyn, clamp,
                 ]))
         }

@@ -6,6 +6,8 @@ public struct Plan: Equatable, Sendable {
     public var ids = AssignedIDs()
     public var attachments: [AttachmentPlan] = []
     public var policies: [PolicyPlan] = []
+    /// How large a pod's packet to another location may be, line by line; empty without a mesh.
+    public var meshMTU: [PathMTULine] = []
     /// What would break the routing of pods, or is not as it should be, for people.
     public var warnings: [String] = []
     public init() {}
@@ -67,13 +69,16 @@ public enum Planner {
         gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs()
     ) -> Plan {
         var plan = Plan()
+        var inventory = inventory
+        inventory.nodes = MeshPlan.withOwnFacts(inventory, facts: facts)
         let node = inventory.nodes[facts.nodeName]
         let assignment = PolicyAssignment(
             configuration: configuration, nodeName: facts.nodeName, inventory: inventory, health: gatewayHealth)
         plan.warnings = warnings(facts: facts, inventory: inventory, node: node)
 
         let choices = attachments.sorted { $0.id < $1.id }.map { ($0, assignment.policies(for: $0)) }
-        guard let local = facts.overlayAddress ?? node?.overlayV4 else {
+        let ownOuter = node.flatMap { MeshPlan.outerAddress($0, overlay: configuration.overlay) }
+        guard let local = (configuration.overlay == .cilium ? facts.overlayAddress : nil) ?? ownOuter else {
             plan.ids = previousIDs
             plan.attachments = choices.map { attachment, choice in
                 var entry = AttachmentPlan(attachment: attachment)
@@ -90,9 +95,23 @@ public enum Planner {
 
         // Tunnels.
         let encryption = inventory.cilium?.encryptionOverhead ?? 0
-        let overlayMTU = facts.underlayMTU - TunnelLinks.Overhead.overlay - encryption
+        let overlayMTU =
+            configuration.overlay == .none
+            ? facts.underlayMTU : facts.underlayMTU - TunnelLinks.Overhead.overlay - encryption
         func overlay(of gateway: String) -> IPAddress? {
-            gateway == facts.nodeName ? local : inventory.nodes[gateway]?.overlayV4
+            gateway == facts.nodeName
+                ? local
+                : inventory.nodes[gateway].flatMap { MeshPlan.outerAddress($0, overlay: configuration.overlay) }
+        }
+        var mesh: MeshPlan?
+        if configuration.mesh.enabled {
+            let topology = MeshTopology(
+                configuration: configuration.mesh, nodes: inventory.nodes, peers: inventory.peers)
+            mesh = MeshPlan(configuration: configuration, facts: facts, inventory: inventory, topology: topology)
+            plan.warnings += topology.problems.map { "mesh: \($0)" } + (mesh?.warnings ?? []).map { "mesh: \($0)" }
+            if mesh == nil {
+                plan.warnings.append("mesh: no gateway is known for \(facts.nodeName), so it is in no mesh")
+            }
         }
         var senders: [(gateway: IPAddress, identity: EgressIdentity)] = []
         var serving: [EgressPolicy.Egress: GatewayEgress.Result] = [:]
@@ -107,6 +126,9 @@ public enum Planner {
                 serving[assigned.policy.egress] = GatewayEgress.resolve(
                     assigned.policy.egress, facts: facts, node: node)
             }
+        }
+        for gateway in mesh?.senders ?? [] where !senders.contains(where: { $0 == (gateway, .defaultAddress) }) {
+            senders.append((gateway, .defaultAddress))
         }
         let served = serving.values.compactMap { if case .serves(let egress) = $0 { egress } else { nil } }
             .sorted { $0.identity < $1.identity }
@@ -175,7 +197,8 @@ public enum Planner {
         plan.ids.tables = AssignedIDs.assign(
             Set(setsByKey.keys).union(otherInterfaces.keys), previous: previousIDs.tables, first: Ownership.firstTable)
 
-        let kept = keptNetworks(configuration: configuration, inventory: inventory, local: local)
+        let kept =
+            keptNetworks(configuration: configuration, inventory: inventory, local: local) + (mesh?.keptNetworks ?? [])
         var podSets: [GatewayFirewall.PodSet] = []
         var verdictsByKey: [String: [(prefix: IPNetwork, verdict: EgressPolicyRoutes.Verdict)]] = [:]
         for (key, policies) in setsByKey.sorted(by: { $0.key < $1.key }) {
@@ -210,6 +233,9 @@ public enum Planner {
                 plan.host.routes += GatewayEgress.routes(table: table, interface: interface)
             }
         }
+        mesh?.add(to: &plan.host, tunnels: tunnels)
+        plan.meshMTU = mesh?.pathMTU(tunnels) ?? []
+        plan.host.neighbours = Array(Set(plan.host.neighbours)).sorted { ($0.device, $0.peer) < ($1.device, $1.peer) }
         plan.host.routes.sort { ($0.table, $0.destination, $0.metric) < ($1.table, $1.destination, $1.metric) }
 
         // What comes out of a tunnel is routed by the main table, or by that of its egress interface.
@@ -231,7 +257,7 @@ public enum Planner {
         let peers = inventory.nodes.values.filter { $0.name != facts.nodeName }.sorted { $0.name < $1.name }
         plan.host.firewall = GatewayFirewall.table(
             tunnels: tunnels, node: node, peers: peers, serving: served,
-            podSets: podSets.sorted { $0.table < $1.table })
+            podSets: podSets.sorted { $0.table < $1.table }, overlay: configuration.overlay, mesh: mesh)
 
         // What each attachment and each policy got.
         func egressAddress(_ assigned: PolicyAssignment.Assigned) -> IPAddress? {
@@ -248,8 +274,10 @@ public enum Planner {
                     : nil
             }
         }
+        let meshRoutes = mesh?.podRoutes(tunnels: tunnels) ?? []
         for (attachment, choice) in choices {
             var entry = AttachmentPlan(attachment: attachment)
+            entry.podRoutes = attachment.addressesV4.isEmpty ? [] : meshRoutes
             entry.uncovered = attachment.addresses.filter { $0.family == .v6 }.map(\.address)
             switch choice {
             case .refused(let why): entry.refusal = why

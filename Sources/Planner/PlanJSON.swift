@@ -24,7 +24,7 @@ public enum PlanJSON {
                         })
             ),
             ("nftables", .array(plan.host.firewall.map(NFTablesJSON.render) ?? [])),
-            ("wireguard", .array([])),
+            ("wireguard", .array(plan.host.wireGuard.map { [wireGuard($0)] } ?? [])),
             ("attachments", .array(plan.attachments.map(attachment))),
             ("policies", .array(plan.policies.map(policy))),
             ("warnings", .array(plan.warnings.map { .string($0) })))
@@ -51,6 +51,7 @@ public enum PlanJSON {
                 ("ikey", .string("\(IPAddress(v4: key))")), ("okey", .string("\(IPAddress(v4: key))")),
                 ("encap", fou(port)),
             ]
+        case .wireguard: data = []
         case .vxlan(let local, let vni, let port, _):
             data = [
                 ("id", .integer(Int64(vni))), ("local", .string("\(local)")), ("port", .integer(Int64(port))),
@@ -69,6 +70,25 @@ public enum PlanJSON {
                     ("info_data", .object(data.compactMap { key, value in value.map { JSON.Member(key, $0) } })))
             ),
             ("rp_filter", .integer(Int64(link.reversePathFilter))), ("forwarding", .integer(1)))
+    }
+
+    /// In the words of wg(8). A preshared key is never shown.
+    public static func wireGuard(_ device: WireGuardDevice) -> JSON {
+        .make(
+            ("interface", .string(device.name)), ("publicKey", .string(device.publicKey.text)),
+            ("listenPort", .integer(Int64(device.listenPort))),
+            (
+                "peers",
+                .array(
+                    device.peers.map { peer in
+                        .make(
+                            ("publicKey", .string(peer.publicKey.text)),
+                            ("presharedKey", peer.presharedKey == nil ? nil : .string("(hidden)")),
+                            ("endpoint", peer.endpoint.map { .string("\($0)") } ?? .null),
+                            ("allowedIPs", .array(peer.allowedIPs.map { .string("\($0)") })),
+                            ("persistentKeepalive", .integer(Int64(peer.persistentKeepalive))))
+                    })
+            ))
     }
 
     /// `ip -j address show`
@@ -149,7 +169,8 @@ public enum PlanJSON {
             ("type", .string(type)), ("dst", .string(route.destination.routeText)),
             ("nhid", id.map { .integer(Int64($0)) }), ("gateway", gateway), ("dev", device),
             ("table", .string(tableName(route.table))), ("protocol", .string("\(Ownership.routeProtocol)")),
-            ("scope", .string(scope)), ("metric", route.metric == 0 ? nil : .integer(Int64(route.metric))),
+            ("scope", .string(scope)), ("prefsrc", route.source.map { .string("\($0)") }),
+            ("metric", route.metric == 0 ? nil : .integer(Int64(route.metric))),
             ("flags", .array(flags)))
     }
 

@@ -87,6 +87,7 @@ struct TunnelLinks {
         case .ipip(_, _, let fou): Overhead.ipip + (fou == nil ? 0 : Overhead.fou)
         case .gre(_, _, _, let fou): Overhead.greWithKey + (fou == nil ? 0 : Overhead.fou)
         case .vxlan: Overhead.vxlan
+        case .wireguard: 60
         }
     }
 
@@ -124,6 +125,11 @@ struct TunnelLinks {
                 device: tunnel.link.name, peer: toSelf ? TunnelLinks.selfGateway : gateway,
                 mac: TunnelLinks.mac(gateway, toSelf: false), remote: gateway, vni: toSelf ? identity.vni : nil,
                 port: toSelf ? Ownership.vxlanPort : nil))
+    }
+
+    /// The entries by which a VXLAN device finds a peer.
+    func neighbour(on device: String, peer: IPAddress) -> Neighbour {
+        Neighbour(device: device, peer: peer, mac: TunnelLinks.mac(peer, toSelf: false), remote: peer)
     }
 
     /// A locally administered MAC address that every node can work out: 02:c7 and the overlay address (03→ bit 2 set

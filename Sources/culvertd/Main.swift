@@ -26,7 +26,7 @@ struct Run: AsyncParsableCommand {
     @Option(help: "Directory of manifests. (default: the configuration's, /etc/culvert/inventory.d)")
     var inventory: String?
     @Option(help: "Directory of the sockets and attachments.") var runDir = "/run/culvert"
-    @Option(help: "Directory of what outlives a reboot. (Not used by this release.)") var stateDir = "/var/lib/culvert"
+    @Option(help: "Directory of what outlives a reboot: the WireGuard key.") var stateDir = "/var/lib/culvert"
     @Option(
         help: "Log level: trace, debug, info, notice, warning, error, critical. (default: the configuration's, info)")
     var logLevel: String?
@@ -63,10 +63,11 @@ struct Run: AsyncParsableCommand {
         let directory = inventory ?? settings.inventoryPath
         let isReady = Ready()
         do {
+            let keys = settings.planner.mesh.enabled ? try WireGuardKeyFile(stateDirectory: stateDir) : nil
             let agent = try NodeAgent(
                 settings: .init(
                     nodeName: name, inventoryDirectory: directory, runDirectory: runDir,
-                    configuration: settings.planner), logger: logger)
+                    configuration: settings.planner, keys: keys), logger: logger)
             // Events first, so that nothing that happens during the start is missed.
             try await EventLoops.start(agent: agent, inventoryDirectory: directory, logger: logger)
             try await agent.start()

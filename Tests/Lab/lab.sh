@@ -160,7 +160,7 @@ helper() {
         setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin \
         --bounding-set -all,+net_admin \
         "$BIN/culvertd" run ${LAB_CONFIG:+--config "$LAB_CONFIG"} --node "$node" --inventory "$D/inventory" \
-        --run-dir "$D/$node" --log-level "${LAB_LOG_LEVEL:-info}" >> "$D/$node.log" 2>&1 < /dev/null) &
+        --run-dir "$D/$node" --state-dir "$D/$node/state" --log-level "${LAB_LOG_LEVEL:-info}" >> "$D/$node.log" 2>&1 < /dev/null) &
     echo $! > "$D/$node.pid"
     for _ in $(seq 300); do
         [ -S "$D/$node/cni.sock" ] && ns "$node" curl -sf --unix-socket "$D/$node/api.sock" http://localhost/readyz > /dev/null && return 0

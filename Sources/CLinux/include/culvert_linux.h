@@ -9,7 +9,9 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/fib_rules.h>
+#include <netdb.h>
 #include <linux/fou.h>
+#include <linux/wireguard.h>
 #include <linux/genetlink.h>
 #include <linux/if_link.h>
 #include <linux/if_tunnel.h>

@@ -1,0 +1,391 @@
+import Model
+
+/// One node's part in the mesh: WireGuard where it is its segment's gateway, and the way to the gateway where it is not.
+struct MeshPlan {
+    let topology: MeshTopology
+    private let configuration: Configuration
+    private let facts: LocalFacts
+    private let node: Node
+    private let segmentIndex: Int
+    private let endpoints: Set<IPAddress>
+    private(set) var warnings: [String] = []
+
+    private var mesh: MeshConfiguration { configuration.mesh }
+    var segment: MeshTopology.Segment { topology.segments[segmentIndex] }
+    var isGateway: Bool { segment.gateway.name == node.name }
+    var device: String { mesh.interface }
+
+    /// Bytes that WireGuard costs (RFC 791 and 8200 headers, UDP, and its own 32): 60 over IPv4, 80 over IPv6.
+    static func wireGuardOverhead(_ endpoints: some Sequence<IPAddress>) -> Int {
+        endpoints.contains { $0.family == .v6 } ? 80 : 60
+    }
+
+    /// nil where there is no mesh, or this node is not in it: the warnings of `topology` say why.
+    init?(configuration: Configuration, facts: LocalFacts, inventory: Inventory, topology: MeshTopology) {
+        guard let node = inventory.nodes[facts.nodeName],
+            let index = topology.segments.firstIndex(where: { $0.key == topology.segmentKey(node) })
+        else { return nil }
+        self.topology = topology
+        self.configuration = configuration
+        self.facts = facts
+        self.node = node
+        segmentIndex = index
+        var endpoints: Set<IPAddress> = []
+        for segment in topology.segments {
+            if let endpoint = MeshTopology.endpoint(of: segment.gateway, port: configuration.mesh.port),
+                let address = MeshPlan.address(of: endpoint, facts: facts)
+            {
+                endpoints.insert(address)
+            }
+        }
+        for peer in topology.peers {
+            if let endpoint = peer.endpoint, let address = MeshPlan.address(of: endpoint, facts: facts) {
+                endpoints.insert(address)
+            }
+        }
+        self.endpoints = endpoints
+        for peer in topology.peers {
+            for network in peer.allowedIPs where endpoints.contains(where: { network.contains($0) }) {
+                warnings.append(
+                    "peer \(peer.name): \(network) holds the endpoint of a peer, and is not routed: that would be a loop"
+                )
+            }
+        }
+    }
+
+    /// The inventory with what this node knows of itself better than anybody.
+    static func withOwnFacts(_ inventory: Inventory, facts: LocalFacts) -> [String: Node] {
+        var nodes = inventory.nodes
+        guard var own = nodes[facts.nodeName] else { return nodes }
+        own.mesh.key = facts.publicKey ?? own.mesh.key
+        if let address = facts.privateAddress, let told = own.mesh.privateAddress, told.address == address.address,
+            told.prefixLength == told.address.family.bits
+        {
+            own.mesh.privateAddress = address
+        }
+        nodes[facts.nodeName] = own
+        return nodes
+    }
+
+    private static func address(of endpoint: Endpoint, facts: LocalFacts) -> IPAddress? {
+        switch endpoint.host {
+        case .address(let address): address
+        case .name(let name): facts.resolvedNames[name]
+        }
+    }
+
+    /// Where tunnels to a node end.
+    static func outerAddress(_ node: Node, overlay: Configuration.Overlay) -> IPAddress? {
+        switch overlay {
+        case .cilium: node.overlayV4
+        // The address of flannel.1 is the first of the node's pod network.
+        case .flannel: node.podCIDRs.first { $0.family == .v4 }?.address
+        case .none: node.mesh.privateAddress?.address ?? node.nodeV4
+        }
+    }
+
+    // MARK: inside the location
+
+    /// Packets to that node of the own location go through a tunnel, because the network between would drop them.
+    func usesTunnel(to other: Node) -> Bool {
+        switch mesh.strategy {
+        case .always: true
+        case .never: false
+        case .crosssubnet:
+            !(node.mesh.privateAddress.map { own in
+                other.mesh.privateAddress.map { own.network.contains($0.address) } ?? false
+            } ?? false)
+        }
+    }
+
+    /// Nodes that this one sends to through tunnels with a fixed remote, by the ends' addresses: its gateway.
+    var senders: [IPAddress] {
+        guard !isGateway, configuration.overlay != .flannel, usesTunnel(to: segment.gateway) else { return [] }
+        return [MeshPlan.outerAddress(segment.gateway, overlay: configuration.overlay)].compactMap { $0 }
+    }
+
+    /// The device that has the node address.
+    private var privateDevice: String {
+        facts.interfaces.first { interface in
+            node.mesh.privateAddress.map { interface.hostAddresses.contains($0.address) } ?? false
+        }?.name ?? facts.underlayDevice
+    }
+
+    /// How the gateway is reached from a node that is none.
+    private func wayToGateway(_ tunnels: TunnelLinks) -> Route.Kind? {
+        way(to: segment.gateway, tunnels, fixedRemote: true)
+    }
+
+    private func way(to other: Node, _ tunnels: TunnelLinks, fixedRemote: Bool) -> Route.Kind? {
+        guard usesTunnel(to: other) else {
+            return other.mesh.privateAddress.map { .via($0.address, device: privateDevice) }
+        }
+        guard let outer = MeshPlan.outerAddress(other, overlay: configuration.overlay) else { return nil }
+        if configuration.overlay == .flannel { return .via(outer, device: "flannel.1") }
+        if !fixedRemote { return .via(outer, device: Ownership.mainTunnel) }
+        switch tunnels.nextHop(gateway: outer, identity: .defaultAddress) {
+        case .device(let name)?: return .device(name)
+        case .via(let address, let name)?: return .via(address, device: name)
+        default: return nil
+        }
+    }
+
+    /// What of another segment is reached by the mesh: pods, with the metric that lets Cilium's own routes go first,
+    /// and the rest.
+    private func destinations(_ other: MeshTopology.Segment) -> [(network: IPNetwork, metric: UInt32)] {
+        let endpoint = MeshTopology.endpoint(of: other.gateway, port: mesh.port).flatMap {
+            MeshPlan.address(of: $0, facts: facts)
+        }
+        let podMetric = configuration.overlay == .none ? 0 : Ownership.meshMetric
+        var result = [(IPNetwork(host: other.wireGuardAddress), UInt32(0))]
+        for member in other.nodes {
+            // Neighbours have the overlay for that, and a tunnel peer's own address through its tunnel is a loop.
+            if configuration.overlay != .none, topology.areNeighbours(node, member) { continue }
+            for network in member.podCIDRs where network.family == .v4 { result.append((network, podMetric)) }
+            if let address = member.mesh.privateAddress?.address, address.family == .v4, address != endpoint,
+                !endpoints.contains(address)
+            {
+                result.append((IPNetwork(host: address), 0))
+            }
+        }
+        result += other.allowedLocationIPs.filter { $0.family == .v4 }.map { ($0, 0) }
+        return result
+    }
+
+    private var peerNetworks: [IPNetwork] {
+        topology.peers.flatMap(\.allowedIPs).filter { network in
+            network.family == .v4 && !endpoints.contains { network.contains($0) }
+        }
+    }
+
+    /// Addresses that must never be routed by the mesh: those of nodes that the overlay or a link of its own reaches.
+    private var ownAddresses: Set<IPNetwork> {
+        var own: Set<IPNetwork> = Set(node.addresses.map { IPNetwork(host: $0) })
+        for member in segment.nodes {
+            own.formUnion(member.podCIDRs)
+            own.formUnion(member.addresses.map { IPNetwork(host: $0) })
+        }
+        return own
+    }
+
+    // MARK: routes
+
+    /// Everything of the mesh but the tunnels themselves, which `TunnelLinks` has made.
+    func add(to host: inout HostState, tunnels: TunnelLinks) {
+        let own = ownAddresses
+        let source = node.mesh.privateAddress?.address ?? node.nodeV4
+        var taken: Set<IPNetwork> = []
+        func route(_ network: IPNetwork, _ kind: Route.Kind, metric: UInt32 = 0) {
+            guard !own.contains(network), taken.insert(network).inserted else { return }
+            host.routes.append(
+                Route(table: Rule.mainTable, destination: network, kind: kind, metric: metric, source: source))
+        }
+        let outward: Route.Kind? = isGateway ? .device(device) : wayToGateway(tunnels)
+        if let outward {
+            for (index, other) in topology.segments.enumerated() where index != segmentIndex {
+                for (network, metric) in destinations(other) { route(network, outward, metric: metric) }
+            }
+            if !isGateway { route(IPNetwork(host: segment.wireGuardAddress), outward) }
+            for network in peerNetworks { route(network, outward) }
+        }
+        if isGateway {
+            host.links.append(
+                Link(
+                    name: device, kind: .wireguard, mtu: facts.underlayMTU - MeshPlan.wireGuardOverhead(endpoints),
+                    address: segment.wireGuardAddress))
+            host.wireGuard = wireGuard()
+            addInwardRoutes(to: &host, tunnels)
+            host.rules.append(
+                Rule(priority: Ownership.tunnelRulePriority, incoming: device, table: Ownership.locationTable))
+        }
+        if mesh.manageLocalRoutes && configuration.overlay == .none {
+            addLocalRoutes(to: &host, tunnels, source: source)
+        }
+    }
+
+    /// What comes from other locations for a node of this one would be dropped by the network between, because its
+    /// source is foreign: it goes through the tunnel.
+    private func addInwardRoutes(to host: inout HostState, _ tunnels: TunnelLinks) {
+        for member in segment.nodes where member.name != node.name && usesTunnel(to: member) {
+            guard let way = way(to: member, tunnels, fixedRemote: false) else { continue }
+            var networks = member.podCIDRs.filter { $0.family == .v4 }
+            // flannel.1 carries its own pods already.
+            if configuration.overlay == .flannel { networks = [] }
+            if let address = member.mesh.privateAddress?.address { networks.append(IPNetwork(host: address)) }
+            for network in networks {
+                host.routes.append(Route(table: Ownership.locationTable, destination: network, kind: way))
+            }
+            if configuration.overlay != .flannel, configuration.tunnelProtocol == .vxlan,
+                let outer = MeshPlan.outerAddress(member, overlay: configuration.overlay)
+            {
+                host.neighbours.append(tunnels.neighbour(on: Ownership.mainTunnel, peer: outer))
+            }
+        }
+    }
+
+    /// Pods of the own location, where nothing else routes them (Kilo's `--local`).
+    private func addLocalRoutes(to host: inout HostState, _ tunnels: TunnelLinks, source: IPAddress?) {
+        for member in segment.nodes where member.name != node.name {
+            guard let way = way(to: member, tunnels, fixedRemote: false) else { continue }
+            for network in member.podCIDRs where network.family == .v4 {
+                host.routes.append(
+                    Route(table: Rule.mainTable, destination: network, kind: way, source: source))
+            }
+            // From pods to the node's address too: the network between would drop a pod's address.
+            if usesTunnel(to: member), !isGateway, let address = member.mesh.privateAddress?.address {
+                host.routes.append(
+                    Route(table: Ownership.locationTable, destination: IPNetwork(host: address), kind: way))
+            }
+        }
+        for network in node.podCIDRs where network.family == .v4 {
+            host.rules.append(
+                Rule(priority: Ownership.tunnelRulePriority, source: network, table: Ownership.locationTable))
+        }
+    }
+
+    // MARK: WireGuard
+
+    private func wireGuard() -> WireGuardDevice? {
+        guard let key = node.mesh.key ?? facts.publicKey else { return nil }
+        var device = WireGuardDevice(name: device, listenPort: mesh.port, publicKey: key)
+        let discovered = discoveredEndpoints()
+        let keepalive = max(mesh.persistentKeepalive, node.mesh.persistentKeepalive)
+        var claimed: Set<IPNetwork> = []
+        for (index, other) in topology.segments.enumerated() where index != segmentIndex {
+            guard let key = other.gateway.mesh.key else { continue }
+            var networks = [IPNetwork(host: other.wireGuardAddress)] + other.allowedLocationIPs
+            for member in other.nodes {
+                networks += member.podCIDRs
+                if let address = member.mesh.privateAddress?.address { networks.append(IPNetwork(host: address)) }
+            }
+            // WireGuard gives an address to the last peer that claims it; here it is always the first.
+            networks = networks.filter { claimed.insert($0).inserted }.sorted()
+            let seen = other.gateway.mesh.persistentKeepalive > 0 ? discovered[key] : nil
+            device.peers.append(
+                WireGuardPeer(
+                    publicKey: key, endpoint: seen ?? endpoint(of: other.gateway), persistentKeepalive: keepalive,
+                    allowedIPs: networks))
+        }
+        for peer in topology.peers {
+            let seen = peer.persistentKeepalive > 0 ? discovered[peer.publicKey] : nil
+            let told = peer.endpoint.flatMap { endpoint in
+                MeshPlan.address(of: endpoint, facts: facts).map { SocketAddress($0, port: endpoint.port) }
+            }
+            device.peers.append(
+                WireGuardPeer(
+                    publicKey: peer.publicKey, presharedKey: peer.presharedKey, endpoint: seen ?? told,
+                    persistentKeepalive: keepalive,
+                    allowedIPs: peer.allowedIPs.filter { claimed.insert($0).inserted }.sorted()))
+        }
+        device.peers.sort { $0.publicKey < $1.publicKey }
+        return device
+    }
+
+    private func endpoint(of other: Node) -> SocketAddress? {
+        guard let endpoint = MeshTopology.endpoint(of: other, port: mesh.port) else { return nil }
+        return MeshPlan.address(of: endpoint, facts: facts).map { SocketAddress($0, port: endpoint.port) }
+    }
+
+    /// Where peers behind a NAT were seen: by this node, else by the first node that tells, in the order of segments.
+    private func discoveredEndpoints() -> [WireGuardKey: SocketAddress] {
+        var result = node.mesh.discoveredEndpoints
+        for segment in topology.segments {
+            for other in segment.nodes { result.merge(other.mesh.discoveredEndpoints) { first, _ in first } }
+        }
+        return result
+    }
+
+    // MARK: what others need
+
+    /// Inner sources that a tunnel's other end may send besides its own: a gateway all that lies behind it, a gateway's
+    /// nodes what their location may reach.
+    var tunnelSources: [(outer: IPAddress, networks: [IPNetwork])] {
+        if isGateway {
+            guard !segment.allowedLocationIPs.isEmpty else { return [] }
+            return segment.nodes.filter { $0.name != node.name }.compactMap { member in
+                MeshPlan.outerAddress(member, overlay: configuration.overlay).map { ($0, segment.allowedLocationIPs) }
+            }
+        }
+        guard let outer = MeshPlan.outerAddress(segment.gateway, overlay: configuration.overlay) else { return [] }
+        var networks = peerNetworks
+        for (index, other) in topology.segments.enumerated() where index != segmentIndex {
+            networks += destinations(other).map(\.network)
+        }
+        networks.append(IPNetwork(host: segment.wireGuardAddress))
+        return [(outer, networks)]
+    }
+
+    /// What comes from other locations for a network beside the cluster leaves with this node's address: such a network
+    /// knows no way back to another location.
+    var locationTranslation: [FirewallRule] {
+        guard isGateway, let address = node.mesh.privateAddress?.address ?? node.nodeV4, address.family == .v4,
+            !segment.allowedLocationIPs.isEmpty
+        else { return [] }
+        return [
+            FirewallRule([
+                .ipv4Only, .lookup([.destinationAddress], set: MeshPlan.locationSet, negated: false),
+                .incoming(device, prefix: false, negated: false), .snat(address),
+            ])
+        ]
+    }
+    static let locationSet = "location_ips"
+
+    /// The sets of those rules.
+    var firewallSets: [FirewallSet] {
+        guard isGateway, !segment.allowedLocationIPs.isEmpty else { return [] }
+        return [
+            FirewallSet(
+                name: MeshPlan.locationSet, key: .address, interval: true,
+                elements: Set(
+                    IPRanges.of(segment.allowedLocationIPs).map { .init(first: $0.lowerBound, last: $0.upperBound) }))
+        ]
+    }
+
+    /// Destinations that egress policies leave alone.
+    var keptNetworks: [IPNetwork] {
+        [mesh.subnet] + peerNetworks + topology.segments.flatMap(\.allowedLocationIPs)
+    }
+
+    /// Routes into pods: what they reach by the mesh, with the size that passes all of it under either kind of routing.
+    func podRoutes(tunnels: TunnelLinks) -> [AttachmentPlan.PodRoute] {
+        let mtu = pathMTU(tunnels).last?.bytes ?? 0
+        guard mtu > 0 else { return [] }
+        var networks: [IPNetwork] = peerNetworks
+        for (index, other) in topology.segments.enumerated() where index != segmentIndex {
+            networks += destinations(other).map(\.network)
+        }
+        return IPRanges.of(networks).flatMap(IPRanges.networks).map {
+            AttachmentPlan.PodRoute(destination: $0, mtu: mtu)
+        }
+    }
+
+    /// The sum of the deepest path to another location, line by line; the last line is what is left for a pod's packet.
+    func pathMTU(_ tunnels: TunnelLinks) -> [PathMTULine] {
+        var lines = [PathMTULine(what: "\(facts.underlayDevice), the underlay", bytes: facts.underlayMTU)]
+        let wireGuard = facts.underlayMTU - MeshPlan.wireGuardOverhead(endpoints)
+        let passesTunnels =
+            segment.nodes.contains { $0.name != node.name && usesTunnel(to: $0) }
+            || topology.segments.contains { $0.nodes.count > 1 && mesh.strategy != .never }
+        lines.append(PathMTULine(what: "in WireGuard between gateways", bytes: wireGuard))
+        var rest = wireGuard
+        if passesTunnels, let tunnel = tunnels.tunnels.values.map(\.link.mtu).min() {
+            lines.append(PathMTULine(what: "in the overlay and the tunnel inside a location", bytes: tunnel))
+            rest = min(rest, tunnel)
+        }
+        lines.append(
+            PathMTULine(what: "of a pod, under eBPF host routing too", bytes: rest - TunnelLinks.Overhead.ebpfAllowance)
+        )
+        return lines
+    }
+}
+
+/// One line of `culvertctl mtu`.
+public struct PathMTULine: Equatable, Sendable {
+    public let what: String
+    /// The largest IP packet that passes up to here.
+    public let bytes: Int
+    public init(what: String, bytes: Int) {
+        self.what = what
+        self.bytes = bytes
+    }
+}

@@ -1,0 +1,179 @@
+import Model
+
+/// Locations, their gateways and their WireGuard addresses: every node works them out for itself, from the same
+/// objects and with the same result (Kilo's pkg/mesh, whose choices these are).
+public struct MeshTopology: Sendable {
+    /// Nodes that share one WireGuard address, which their gateway has.
+    public struct Segment: Sendable {
+        /// `location:NAME`, or `node:NAME` of a node that is on its own. Segments are in this order.
+        public let key: String
+        /// In order of name.
+        public let nodes: [Node]
+        public let gatewayIndex: Int
+        public let wireGuardAddress: IPAddress
+        /// Networks that its nodes can reach and that are no part of the cluster, less those that overlap with others.
+        public internal(set) var allowedLocationIPs: [IPNetwork] = []
+
+        public var gateway: Node { nodes[gatewayIndex] }
+        /// For people: the location's name, or the node's.
+        public var title: String { String(key.drop { $0 != ":" }.dropFirst()) }
+    }
+
+    public private(set) var segments: [Segment] = []
+    /// In order of name; an address that two of them claim belongs to the first.
+    public private(set) var peers: [MeshPeer] = []
+    /// For people.
+    public private(set) var problems: [String] = []
+    private let configuration: MeshConfiguration
+
+    public init(configuration: MeshConfiguration, nodes: [String: Node], peers: [MeshPeer]) {
+        self.configuration = configuration
+        var members: [String: [Node]] = [:]
+        for node in nodes.values { members[segmentKey(node), default: []].append(node) }
+        var withoutKey: [String] = []
+        var next = configuration.subnet.address
+        for key in members.keys.sorted() {
+            let nodes = (members[key] ?? []).sorted { $0.name < $1.name }
+            withoutKey += nodes.filter { $0.mesh.key == nil }.map(\.name)
+            guard let gateway = MeshTopology.gatewayIndex(nodes, configuration) else { continue }
+            next = next.successor
+            guard configuration.subnet.contains(IPNetwork(host: next)) else {
+                problems.append(
+                    "mesh.subnet \(configuration.subnet) has no address left for \(key): choose a larger one")
+                continue
+            }
+            segments.append(Segment(key: key, nodes: nodes, gatewayIndex: gateway, wireGuardAddress: next))
+        }
+        if !withoutKey.isEmpty {
+            problems.append(
+                "no WireGuard key is known of \(MeshTopology.some(withoutKey.sorted())): they cannot be gateways")
+        }
+        self.peers = deduplicated(peers.sorted { $0.name < $1.name })
+        filterAllowedLocationIPs()
+    }
+
+    /// The node's location: the annotation, or the topology label.
+    public func location(of node: Node) -> String {
+        node.mesh.location ?? node.labels[configuration.topologyLabel] ?? ""
+    }
+
+    /// A node without a private address is a location of its own, and so is one whose granularity is `full`.
+    public func segmentKey(_ node: Node) -> String {
+        if node.mesh.privateAddress == nil || (node.mesh.granularity ?? configuration.granularity) == .full {
+            return "node:\(node.name)"
+        }
+        return "location:\(location(of: node))"
+    }
+
+    /// The nodes have a way to each other that is no business of the mesh.
+    public func areNeighbours(_ a: Node, _ b: Node) -> Bool {
+        a.mesh.privateAddress != nil && b.mesh.privateAddress != nil && location(of: a) == location(of: b)
+    }
+
+    /// Where other locations find the node: what it says, else its external, else its private address.
+    public static func endpoint(of node: Node, port: UInt16) -> Endpoint? {
+        if let endpoint = node.mesh.endpoint { return endpoint }
+        let address = node.externalIPs.first ?? node.mesh.privateAddress?.address ?? node.internalIPs.first
+        return address.map { Endpoint(host: .address($0), port: port) }
+    }
+
+    /// Who volunteered and has a public address; else who volunteered; else who has a public address; else the first.
+    /// Only nodes with a key count. nil: there is none.
+    static func gatewayIndex(_ nodes: [Node], _ configuration: MeshConfiguration) -> Int? {
+        var volunteer: Int?
+        var publicNode: Int?
+        var first: Int?
+        for (index, node) in nodes.enumerated() where node.mesh.key != nil {
+            let isPublic = endpoint(of: node, port: configuration.port)?.address.map { $0.isPublic } ?? false
+            if node.mesh.wantsToBeGateway {
+                if isPublic { return index }
+                volunteer = volunteer ?? index
+            }
+            if isPublic { publicNode = publicNode ?? index }
+            first = first ?? index
+        }
+        return volunteer ?? publicNode ?? first
+    }
+
+    /// At most five names.
+    static func some(_ names: [String]) -> String {
+        names.count <= 5
+            ? names.joined(separator: ", ") : names.prefix(5).joined(separator: ", ") + " and \(names.count - 5) more"
+    }
+
+    // MARK: what overlaps
+
+    private mutating func deduplicated(_ peers: [MeshPeer]) -> [MeshPeer] {
+        var claimed: [IPNetwork: String] = [:]
+        var keys: [WireGuardKey: String] = [:]
+        for segment in segments {
+            for node in segment.nodes { if let key = node.mesh.key { keys[key] = "node \(node.name)" } }
+        }
+        var result: [MeshPeer] = []
+        for var peer in peers {
+            if let owner = keys[peer.publicKey] {
+                problems.append("peer \(peer.name) has the public key of \(owner), and is left out")
+                continue
+            }
+            keys[peer.publicKey] = "peer \(peer.name)"
+            peer.allowedIPs = peer.allowedIPs.filter { network in
+                guard let owner = claimed[network] else {
+                    claimed[network] = peer.name
+                    return true
+                }
+                if owner != peer.name {
+                    problems.append("peer \(peer.name): \(network) belongs to peer \(owner) already")
+                }
+                return false
+            }
+            result.append(peer)
+        }
+        return result
+    }
+
+    /// Kilo's rules, in its order: a network goes that overlaps with one of another segment that is still there, with
+    /// what any segment owns, or with what a peer may have. Of two that overlap the later segment keeps its own.
+    private mutating func filterAllowedLocationIPs() {
+        for index in segments.indices {
+            segments[index].allowedLocationIPs = Array(
+                Set(segments[index].nodes.flatMap(\.mesh.allowedLocationIPs))
+            ).sorted()
+        }
+        guard segments.contains(where: { !$0.allowedLocationIPs.isEmpty }) else { return }
+        var owned: [(network: IPNetwork, owner: String)] = []
+        for segment in segments {
+            for node in segment.nodes {
+                owned += node.podCIDRs.map { ($0, "the pods of \(node.name)") }
+                if let address = node.mesh.privateAddress {
+                    owned.append((IPNetwork(host: address.address), "the address of \(node.name)"))
+                }
+                if let address = MeshTopology.endpoint(of: node, port: configuration.port)?.address {
+                    // Not Kilo's: the way to an endpoint must never lead through the tunnel to it.
+                    owned.append((IPNetwork(host: address), "the endpoint of \(node.name)"))
+                }
+            }
+        }
+        for peer in peers { owned += peer.allowedIPs.map { ($0, "peer \(peer.name)") } }
+        for index in segments.indices {
+            owned.append(
+                (IPNetwork(host: segments[index].wireGuardAddress), "the WireGuard address of \(segments[index].key)"))
+            segments[index].allowedLocationIPs = segments[index].allowedLocationIPs.filter { network in
+                for (other, segment) in segments.enumerated() where other != index {
+                    if let rival = segment.allowedLocationIPs.first(where: { $0.overlaps(network) }) {
+                        problems.append(
+                            "allowed-location-ips: \(network) of \(segments[index].key) overlaps with \(rival) of \(segment.key), which keeps it"
+                        )
+                        return false
+                    }
+                }
+                if let rival = owned.first(where: { $0.network.overlaps(network) }) {
+                    problems.append(
+                        "allowed-location-ips: \(network) of \(segments[index].key) overlaps with \(rival.network), \(rival.owner)"
+                    )
+                    return false
+                }
+                return true
+            }
+        }
+    }
+}
