@@ -32,6 +32,16 @@ public enum StatusAPI {
             return json(.array(plan.attachments.map(PlanJSON.attachment)))
         }
         router.get("/v1/plan") { _, _ in json(PlanJSON.render(await agent.plan)) }
+        router.get("/v1/topology") { _, _ in
+            let configuration = await agent.configuration.mesh
+            return json(MeshJSON.topology(await agent.topology, configuration: configuration))
+        }
+        router.get("/v1/mtu") { _, _ in json(MeshJSON.mtu(await agent.plan.meshMTU)) }
+        router.get("/v1/peers") { _, _ -> Response in
+            do { return json(try await peers(agent)) } catch {
+                return json(.make(("error", .string("\(error)"))), status: .internalServerError)
+            }
+        }
         router.get("/v1/diff") { _, _ -> Response in
             do {
                 return json(.array(try await agent.differences().map { .string($0) }))
@@ -90,6 +100,34 @@ public enum StatusAPI {
             ),
             ("warnings", .array(warnings.map { .string($0) })),
             ("inventoryProblems", .array(inventory.problems.map { .string("\($0)") })))
+    }
+
+    /// The peers of this node's WireGuard device as planned, with what the kernel says of them.
+    static func peers(_ agent: NodeAgent) async throws -> JSON {
+        let there = try await agent.wireGuardDevice()?.peers ?? [:]
+        let topology = await agent.topology
+        var names: [WireGuardKey: (String, String)] = [:]
+        for segment in topology.segments {
+            if let key = segment.gateway.mesh.key {
+                names[key] = (segment.gateway.name, topology.location(of: segment.gateway))
+            }
+        }
+        for peer in topology.peers { names[peer.publicKey] = (peer.name, "") }
+        let planned = await agent.plan.host.wireGuard?.peers ?? []
+        return .array(
+            planned.map { peer in
+                let now = there[peer.publicKey]
+                let (name, location) = names[peer.publicKey] ?? ("", "")
+                return .make(
+                    ("name", .string(name)), ("location", .string(location)),
+                    ("publicKey", .string(peer.publicKey.text)),
+                    ("endpoint", now?.configuration.endpoint.map { .string("\($0)") } ?? .null),
+                    ("lastHandshake", .integer(now?.lastHandshake ?? 0)),
+                    ("receivedBytes", .integer(Int64(clamping: now?.receivedBytes ?? 0))),
+                    ("sentBytes", .integer(Int64(clamping: now?.sentBytes ?? 0))),
+                    ("persistentKeepalive", .integer(Int64(peer.persistentKeepalive))),
+                    ("allowedIPs", .array((now?.configuration.allowedIPs ?? []).map { .string("\($0)") })))
+            })
     }
 
     static func nodes(_ agent: NodeAgent) async -> JSON {

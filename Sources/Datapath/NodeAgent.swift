@@ -226,6 +226,13 @@ public actor NodeAgent {
         reconcile(full: false)
     }
 
+    /// Locations, gateways and peers, as this node sees them.
+    public var topology: MeshTopology {
+        MeshTopology(
+            configuration: settings.configuration.mesh, nodes: MeshPlan.withOwnFacts(inventory, facts: facts),
+            peers: inventory.peers)
+    }
+
     /// The WireGuard device of this node, where it is a gateway.
     public func wireGuardDevice() throws -> KernelWireGuardDevice? {
         guard let device = plan.host.wireGuard else { return nil }

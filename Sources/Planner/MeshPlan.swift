@@ -1,7 +1,7 @@
 import Model
 
 /// One node's part in the mesh: WireGuard where it is its segment's gateway, and the way to the gateway where it is not.
-struct MeshPlan {
+public struct MeshPlan {
     let topology: MeshTopology
     private let configuration: Configuration
     private let facts: LocalFacts
@@ -54,7 +54,7 @@ struct MeshPlan {
     }
 
     /// The inventory with what this node knows of itself better than anybody.
-    static func withOwnFacts(_ inventory: Inventory, facts: LocalFacts) -> [String: Node] {
+    public static func withOwnFacts(_ inventory: Inventory, facts: LocalFacts) -> [String: Node] {
         var nodes = inventory.nodes
         guard var own = nodes[facts.nodeName] else { return nodes }
         own.mesh.key = facts.publicKey ?? own.mesh.key
@@ -80,7 +80,7 @@ struct MeshPlan {
         case .cilium: node.overlayV4
         // The address of flannel.1 is the first of the node's pod network.
         case .flannel: node.podCIDRs.first { $0.family == .v4 }?.address
-        case .none: node.mesh.privateAddress?.address ?? node.nodeV4
+        case .none: node.mesh.privateAddress?.address ?? node.nodeV4 ?? node.externalIPs.first { $0.family == .v4 }
         }
     }
 

@@ -13,7 +13,10 @@ struct Culvertctl: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "culvertctl", abstract: "Shows what Culvert does on a node, and what it would do.",
         version: "0.1.0",
-        subcommands: [StatusCommand.self, Nodes.self, Policies.self, Attachments.self, Diff.self, PlanCommand.self])
+        subcommands: [
+            StatusCommand.self, Nodes.self, Policies.self, Attachments.self, Diff.self, PlanCommand.self, Peers.self,
+            MTU.self, Graph.self, ShowConf.self,
+        ])
 }
 
 enum OutputFormat: String, ExpressibleByArgument, CaseIterable { case table, json, yaml }

@@ -23,10 +23,10 @@ up() {
             net.ipv6.conf.all.disable_ipv6=1
     done
     ip link add out netns "$P-ra" type veth peer name out netns "$P-rb"
-    local here there own nodes foreign
+    local here there own nodes foreign gateway gatewaypublic
     for l in a b; do
-        [ $l = a ] && { here=192.0.2.1 there=192.0.2.2 own=10.1.0.0/24 nodes="1 2" foreign=198.51.100.3; } \
-            || { here=192.0.2.2 there=192.0.2.1 own=10.2.0.0/24 nodes="3 4" foreign=198.51.100.1; }
+        [ $l = a ] && { here=192.0.2.1 there=192.0.2.2 own=10.1.0.0/24 nodes="1 2" foreign=198.51.100.3 gateway=10.1.0.11 gatewaypublic=198.51.100.1; } \
+            || { here=192.0.2.2 there=192.0.2.1 own=10.2.0.0/24 nodes="3 4" foreign=198.51.100.1 gateway=10.2.0.13 gatewaypublic=198.51.100.3; }
         ns r$l ip addr add $here/30 dev out
         ns r$l ip link set out up
         ns r$l ip route add $foreign via $there
@@ -77,6 +77,8 @@ table inet cloud {
     }
     chain postrouting {
         type nat hook postrouting priority srcnat;
+        # As clouds do: a public address belongs to one node, the rest share the router's.
+        oifname "out" ip saddr $gateway snat ip to $gatewaypublic
         oifname "out" ip saddr $own masquerade
     }
 }

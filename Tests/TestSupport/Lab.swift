@@ -23,7 +23,14 @@ public final class Lab: Sendable {
     }
 
     /// Makes the network and the inventory; no helper runs yet.
-    public init(_ name: String, routing: Routing = .stack, tunnelProtocol: String = Lab.tunnelProtocol) throws {
+    ///
+    /// - Parameters:
+    ///   - script: `lab.sh`, one cluster of three nodes; `sites.sh`, two locations of two nodes.
+    ///   - configuration: more keys of the helpers' configuration.
+    public init(
+        _ name: String, routing: Routing = .stack, tunnelProtocol: String = Lab.tunnelProtocol,
+        script: String = "lab.sh", configuration: String = ""
+    ) throws {
         self.routing = routing
         prefix = "\(Shell.prefix)\(name)"
         directory = "/run/culvert-\(prefix)"
@@ -35,8 +42,27 @@ public final class Lab: Sendable {
         Lab.live.withLock { $0.append((prefix, directory)) }
         _ = Lab.atExit
         Shell.run("mkdir -p \(directory)/inventory && chmod 755 \(directory)")
-        try "encapsulation: {protocol: \(tunnelProtocol)}\n".write(toFile: config, atomically: true, encoding: .utf8)
-        try check(lab("up"))
+        let text =
+            configuration.contains("encapsulation:")
+            ? configuration : "encapsulation: {protocol: \(tunnelProtocol)}\n" + configuration
+        try text.write(toFile: config, atomically: true, encoding: .utf8)
+        if script == "lab.sh" { try check(lab("up")) } else { try check(sites("up")) }
+    }
+
+    /// Calls `sites.sh`.
+    @discardableResult
+    public func sites(_ command: String) -> CommandResult {
+        Shell.run("\(Shell.packageRoot)/Tests/Lab/sites.sh \(command) \(prefix) \(directory)", timeout: 120)
+    }
+
+    /// Packets that a router of `sites.sh` has counted, by name.
+    public func counters(router: String) -> [String: Int] {
+        let list = run(in: router, "nft -j list counters table inet cloud").json?["nftables"]?.elements ?? []
+        var result: [String: Int] = [:]
+        for counter in list.compactMap({ $0["counter"] }) {
+            result[counter["name"]?.string ?? ""] = Int(counter["packets"]?.integer ?? 0)
+        }
+        return result
     }
 
     /// Labs that are up: shared ones live as long as the process, and are taken down when it exits.

@@ -1,0 +1,129 @@
+import ArgumentParser
+import Foundation
+import Inventory
+import Jansson
+import Model
+import Planner
+
+/// The mesh as the helper sees it, or out of an inventory where one is named.
+struct TopologyOptions: ParsableArguments {
+    @OptionGroup var helper: HelperOptions
+    @Option(help: "Directory of manifests: work it out from these, without a helper.") var inventory: String?
+    @Option(help: "Configuration file of the helper (with --inventory).") var config: String?
+
+    func topology() async throws -> JSON {
+        guard let inventory else { return try await helper.get("/v1/topology") }
+        var configuration = HelperConfiguration()
+        if let config { configuration = try HelperConfiguration(contentsOf: config) }
+        var files = FileInventory(directory: inventory)
+        let content = files.read()
+        for problem in content.problems {
+            FileHandle.standardError.write(Data("culvertctl: \(problem)\n".utf8))
+        }
+        let mesh = configuration.planner.mesh
+        return MeshJSON.topology(
+            MeshTopology(configuration: mesh, nodes: content.nodes, peers: content.peers), configuration: mesh)
+    }
+}
+
+struct Peers: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "This gateway's WireGuard peers, with handshake, bytes and endpoint.")
+    @OptionGroup var helper: HelperOptions
+
+    func run() async throws {
+        helper.show(try await helper.get("/v1/peers")) { value in
+            let rows = value.elements ?? []
+            guard !rows.isEmpty else {
+                return "This node has no WireGuard peers: it is not its location's gateway, or there is no mesh.\n"
+            }
+            let now = Int64(Date().timeIntervalSince1970)
+            return Table.render(
+                ["NAME", "LOCATION", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "ALLOWED IPS"],
+                rows.map { row in
+                    [
+                        Table.cell(row["name"]), Table.cell(row["location"]), Table.cell(row["endpoint"]),
+                        age(row["lastHandshake"]?.integer ?? 0, now: now), bytes(row["receivedBytes"]?.integer ?? 0),
+                        bytes(row["sentBytes"]?.integer ?? 0), Table.cell(row["allowedIPs"]),
+                    ]
+                })
+        }
+    }
+
+    private func age(_ time: Int64, now: Int64) -> String {
+        guard time > 0 else { return "never" }
+        let seconds = max(0, now - time)
+        return seconds < 120
+            ? "\(seconds) s ago" : seconds < 7200 ? "\(seconds / 60) min ago" : "\(seconds / 3600) h ago"
+    }
+
+    private func bytes(_ count: Int64) -> String {
+        var value = Double(count)
+        for unit in ["B", "KiB", "MiB", "GiB"] {
+            if value < 1024 { return unit == "B" ? "\(count) B" : String(format: "%.1f %@", value, unit) }
+            value /= 1024
+        }
+        return String(format: "%.1f TiB", value)
+    }
+}
+
+struct MTU: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "mtu",
+        abstract: "The largest packet that passes to another location, line by line, and Cilium's MTU for it.")
+    @OptionGroup var helper: HelperOptions
+
+    func run() async throws {
+        helper.show(try await helper.get("/v1/mtu")) { value in
+            let lines = value.elements ?? []
+            guard let last = lines.last?["bytes"]?.integer else { return "There is no mesh on this node.\n" }
+            let table = Table.render(
+                ["BYTES", "LARGEST IP PACKET"], lines.map { [Table.cell($0["bytes"]), Table.cell($0["what"])] })
+            return table + "\n" + "Pods get routes with mtu \(last) to other locations.\n"
+                + "Where Cilium itself joins the locations (one cluster, or a cluster mesh), its VXLAN is carried too:\n"
+                + "set its MTU option to \(last) or less, which gives pods \(last - 50).\n"
+        }
+    }
+}
+
+struct Graph: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "A drawing of the mesh: locations, gateways, tunnels and peers.")
+    enum Format: String, ExpressibleByArgument, CaseIterable { case dot, mermaid, svg }
+    @OptionGroup var source: TopologyOptions
+    @Option(name: [.short, .long], help: "dot (Graphviz), mermaid, or svg.") var format = Format.dot
+
+    func run() async throws {
+        let mesh = MeshDrawing(try await source.topology())
+        switch format {
+        case .dot: print(mesh.dot, terminator: "")
+        case .mermaid: print(mesh.mermaid, terminator: "")
+        case .svg: print(mesh.svg, terminator: "")
+        }
+    }
+}
+
+struct ShowConf: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "showconf",
+        abstract: "The WireGuard configuration of a node or a peer, as wg-quick reads it.")
+    enum Kind: String, ExpressibleByArgument, CaseIterable { case node, peer }
+    @Argument(help: "node or peer.") var kind: Kind
+    @Argument(help: "Its name.") var name: String
+    @Flag(help: "As a peer of somebody else: one [Peer] section, or with -o yaml a Peer object.") var asPeer = false
+    @OptionGroup var source: TopologyOptions
+
+    func run() async throws {
+        let topology = try await source.topology()
+        let conf = try WireGuardConf(topology, kind: kind, name: name)
+        if asPeer {
+            switch source.helper.output {
+            case .yaml: print(YAML.text(conf.peerObject), terminator: "")
+            case .json: print(conf.peerObject.text(indent: 2))
+            case .table: print(conf.asPeer, terminator: "")
+            }
+        } else {
+            print(conf.text, terminator: "")
+        }
+    }
+}
