@@ -101,7 +101,7 @@ let package = Package(
                 .product(name: "Yams", package: "Yams"),
             ]),
         .executableTarget(
-            name: "culvert-bench", dependencies: ["Datapath", "Model", "CLinux"], path: "Benchmarks/Bench"),
+            name: "culvert-bench", dependencies: ["Datapath", "Planner", "Model", "CLinux"], path: "Benchmarks/Bench"),
         .target(
             name: "TestSupport", dependencies: ["CLinux", "Jansson", "Model", "Planner", "Inventory"],
             path: "Tests/TestSupport"),

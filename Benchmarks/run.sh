@@ -40,6 +40,7 @@ echo "ADD of a pod beside another one with the same policy"
 "$root/Tests/Lab/lab.sh" pod "$P" "$D" n1 b 11 app:shop > /dev/null
 nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/cni.sock" "/run/netns/$P-a" 10.244.1.10
 unshare --net "$bin/culvert-bench" routes
+"$bin/culvert-bench" mesh
 # How long a lost DEL takes: from the link's end until the rule is gone.
 "$root/Tests/Lab/lab.sh" plugin "$P" "$D" n1 ADD a > /dev/null
 start=$(date +%s%N)

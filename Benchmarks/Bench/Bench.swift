@@ -15,7 +15,8 @@ enum Bench {
             try add(
                 plugin: arguments[1], socket: arguments[2], namespace: arguments[3], address: arguments[4], rounds: 200)
         case "routes": try routes(rounds: 7)
-        default: print("usage: culvert-bench version|add|routes …")
+        case "mesh": mesh()
+        default: print("usage: culvert-bench version|add|routes|mesh …")
         }
     }
 

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include <malloc.h>
 #include "culvert_linux.h"
 
 #include <linux/sockios.h>
@@ -221,4 +222,9 @@ int culvert_watch_directory(const char *path) {
         return error;
     }
     return fd;
+}
+
+long culvert_heap_bytes(void) {
+    struct mallinfo2 info = mallinfo2();
+    return (long)(info.uordblks + info.hblkhd);
 }

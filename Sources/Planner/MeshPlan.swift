@@ -286,11 +286,19 @@ public struct MeshPlan {
         return MeshPlan.address(of: endpoint, facts: facts).map { SocketAddress($0, port: endpoint.port) }
     }
 
-    /// Where peers behind a NAT were seen: by this node, else by the first node that tells, in the order of segments.
+    /// Where peers behind a NAT were seen: by this node, else by the first node that tells, in the order of segments. A
+    /// private address says something only to those who are where the teller is: it sees nodes of its own location from
+    /// inside their NAT.
     private func discoveredEndpoints() -> [WireGuardKey: SocketAddress] {
         var result = node.mesh.discoveredEndpoints
         for segment in topology.segments {
-            for other in segment.nodes { result.merge(other.mesh.discoveredEndpoints) { first, _ in first } }
+            for other in segment.nodes where other.name != node.name {
+                let near = topology.areNeighbours(node, other)
+                for (key, seen) in other.mesh.discoveredEndpoints
+                where result[key] == nil && (near || seen.address.isPublic) {
+                    result[key] = seen
+                }
+            }
         }
         return result
     }

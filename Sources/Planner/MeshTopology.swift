@@ -80,19 +80,19 @@ public struct MeshTopology: Sendable {
     /// Who volunteered and has a public address; else who volunteered; else who has a public address; else the first.
     /// Only nodes with a key count. nil: there is none.
     static func gatewayIndex(_ nodes: [Node], _ configuration: MeshConfiguration) -> Int? {
-        var volunteer: Int?
-        var publicNode: Int?
-        var first: Int?
-        for (index, node) in nodes.enumerated() where node.mesh.key != nil {
-            let isPublic = endpoint(of: node, port: configuration.port)?.address.map { $0.isPublic } ?? false
-            if node.mesh.wantsToBeGateway {
-                if isPublic { return index }
-                volunteer = volunteer ?? index
+        var best: Int?
+        var bestRank = Int.max
+        for index in nodes.indices {
+            let node = nodes[index]
+            if node.mesh.key == nil { continue }
+            let hasPublicEndpoint = endpoint(of: node, port: configuration.port)?.address?.isPublic == true
+            let rank = (node.mesh.wantsToBeGateway ? 0 : 2) + (hasPublicEndpoint ? 0 : 1)
+            if rank < bestRank {
+                best = index
+                bestRank = rank
             }
-            if isPublic { publicNode = publicNode ?? index }
-            first = first ?? index
         }
-        return volunteer ?? publicNode ?? first
+        return best
     }
 
     /// At most five names.

@@ -133,6 +133,24 @@ import Testing
         #expect(try endpoint([:]) == "10.3.0.14:51820", "without a keepalive it is not behind a NAT")
     }
 
+    /// A gateway sees its own location's nodes at their private addresses; that helps nobody elsewhere.
+    @Test func aPrivateAddressThatAnotherLocationHasSeenIsNotUsed() throws {
+        func seen(_ address: String) -> [String: String] {
+            ["discovered-endpoints": #"{"\#(M.key(4))":{"IP":"\#(address)","Port":51820,"Zone":""}}"#]
+        }
+        let inventory = try M.inventory(
+            M.node(1, location: "a", address: "10.1.0.11", external: "198.51.100.1")
+                + M.node(3, location: "b", address: "10.2.0.13", external: "198.51.100.3", more: seen("10.2.0.14"))
+                + M.node(4, location: "b", address: "10.2.0.14", more: ["persistent-keepalive": "5"])
+                + M.node(5, location: "c", address: "10.3.0.15", external: "198.51.100.5", more: seen("192.0.2.2")))
+        func endpoint(_ node: String) -> String? {
+            M.plan(node, inventory) { $0.mesh.granularity = .full }.host.wireGuard?.peers
+                .first { $0.publicKey.text == M.key(4) }?.endpoint?.description
+        }
+        #expect(endpoint("n1") == "192.0.2.2:51820")
+        #expect(endpoint("n3") == "10.2.0.14:51820")
+    }
+
     @Test func aNameIsOnlyAnEndpointOnceItHasAnAddress() throws {
         let inventory = try M.inventory(
             M.node(1, location: "a", address: "10.1.0.11")

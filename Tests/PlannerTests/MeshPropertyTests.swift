@@ -46,7 +46,9 @@ import Testing
                 node.mesh.privateAddress = InterfaceAddress(address, prefixLength: random.chance(50) ? 24 : 32)
                 node.internalIPs = [address]
             }
-            if random.chance(50) || node.mesh.privateAddress == nil { node.externalIPs = [IPAddress(v4: 0xC633_6400 + UInt32(number))] }
+            if random.chance(50) || node.mesh.privateAddress == nil {
+                node.externalIPs = [IPAddress(v4: 0xC633_6400 + UInt32(number))]
+            }
             if !random.chance(10) { node.mesh.key = WireGuardKey(MeshManifests.key(number)) }
             node.mesh.wantsToBeGateway = random.chance(20)
             if random.chance(10) { node.mesh.granularity = .full }

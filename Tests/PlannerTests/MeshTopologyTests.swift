@@ -6,11 +6,13 @@ import Testing
 
 /// Nodes as manifests, which is how users write them.
 enum MeshManifests {
-    static func key(_ number: Int) -> String {
+    static func key(_ number: Int) -> String { wireGuardKey(number).text }
+    static func wireGuardKey(_ number: Int) -> WireGuardKey {
         var bytes = [UInt8](repeating: 7, count: 32)
         bytes[0] = UInt8(truncatingIfNeeded: number)
         bytes[1] = UInt8(truncatingIfNeeded: number >> 8)
-        return WireGuardKey(bytes: bytes)?.text ?? ""
+        guard let key = WireGuardKey(bytes: bytes) else { preconditionFailure("32 bytes are a key") }
+        return key
     }
 
     /// - Parameters:

@@ -95,10 +95,24 @@ public final class Lab: Sendable {
 
     /// Starts culvertd of a node and waits until it is ready.
     public func start(_ nodes: String...) throws { for node in nodes { try check(lab("helper \(node)")) } }
+    /// Starts several at once with this configuration; those that run are ended first.
+    public func restart(_ nodes: [String], configuration: String) throws {
+        for node in nodes where pid(node) > 1 { kill(node, signal: SIGTERM) }
+        try configuration.write(toFile: "\(directory)/culvertd.yaml", atomically: true, encoding: .utf8)
+        try check(
+            Shell.run(
+                "pids=; for n in \(nodes.joined(separator: " ")); do \(Lab.script) helper \(prefix) \(directory) $n & pids=\"$pids $!\"; done; for p in $pids; do wait $p || exit 1; done",
+                environment: environment, timeout: 200))
+    }
     /// Adds a pod with the plugin's ADD.
+    ///
+    /// - Parameter routing: another one than the lab's.
     @discardableResult
-    public func pod(_ name: String, on node: String, last: Int, labels: String = "") throws -> CommandResult {
-        try check(lab("pod \(node) \(name) \(last) \(labels)"))
+    public func pod(
+        _ name: String, on node: String, last: Int, labels: String = "", routing: Routing? = nil
+    ) throws -> CommandResult {
+        try check(
+            lab("pod \(node) \(name) \(last) \(labels)", extra: routing.map { ["LAB_ROUTING": $0.rawValue] } ?? [:]))
     }
     /// Runs a command in one of the lab's network namespaces.
     @discardableResult

@@ -98,3 +98,6 @@ const char *culvert_argument(int index);
 
 /// An inotify descriptor for everything that changes a directory's files. Negative errno on failure.
 int culvert_watch_directory(const char *path);
+/// Bytes in use on the heap (mallinfo2(3)), for benchmarks.
+long culvert_heap_bytes(void);
+
