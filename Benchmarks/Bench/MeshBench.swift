@@ -42,7 +42,8 @@ extension Bench {
                 plans[index].append(
                     milliseconds {
                         plan = Planner.plan(
-                            configuration: configuration, localFacts: LocalFacts(nodeName: round % 2 == 0 ? "n0" : "n1"),
+                            configuration: configuration,
+                            localFacts: LocalFacts(nodeName: round % 2 == 0 ? "n0" : "n\(sizes[index].1)"),
                             inventory: inventory, attachments: [])
                     })
                 bytes[index] = max(bytes[index], culvert_heap_bytes() - before)
@@ -56,7 +57,8 @@ extension Bench {
             print(
                 "  \(nodes) nodes in \(locations) locations: topology \(text(percentile(topology[index], 0.5))) ms,",
                 "whole plan \(text(whole)) ms, \(text(whole / unit)) of the yardstick,",
-                "\(text(whole * 1000 / Double(nodes))) us a node, plan of \(text(Double(bytes[index]) / 1_048_576)) MiB")
+                "\(text(whole * 1000 / Double(nodes))) us a node, plan of \(text(Double(bytes[index]) / 1_048_576)) MiB"
+            )
         }
         let goal = percentile(plans[2], 0.5)
         print("  5,000 nodes: \(text(goal)) ms (goal: at most 7 ms)\(goal <= 7 ? "" : "  MISSED")")

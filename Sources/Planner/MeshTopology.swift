@@ -104,6 +104,7 @@ public struct MeshTopology: Sendable {
     // MARK: what overlaps
 
     private mutating func deduplicated(_ peers: [MeshPeer]) -> [MeshPeer] {
+        if peers.isEmpty { return [] }
         var claimed: [IPNetwork: String] = [:]
         var keys: [WireGuardKey: String] = [:]
         for segment in segments {

@@ -198,7 +198,10 @@ public enum Planner {
             Set(setsByKey.keys).union(otherInterfaces.keys), previous: previousIDs.tables, first: Ownership.firstTable)
 
         let kept =
-            keptNetworks(configuration: configuration, inventory: inventory, local: local) + (mesh?.keptNetworks ?? [])
+            setsByKey.isEmpty
+            ? []
+            : keptNetworks(configuration: configuration, inventory: inventory, local: local)
+                + (mesh?.keptNetworks ?? [])
         var podSets: [GatewayFirewall.PodSet] = []
         var verdictsByKey: [String: [(prefix: IPNetwork, verdict: EgressPolicyRoutes.Verdict)]] = [:]
         for (key, policies) in setsByKey.sorted(by: { $0.key < $1.key }) {
@@ -254,7 +257,7 @@ public enum Planner {
                 < ($1.priority, $1.incoming ?? "", $1.source?.address.low ?? 0)
         }
 
-        let peers = inventory.nodes.values.filter { $0.name != facts.nodeName }.sorted { $0.name < $1.name }
+        let peers = inventory.nodes.values.filter { $0.name != facts.nodeName }
         plan.host.firewall = GatewayFirewall.table(
             tunnels: tunnels, node: node, peers: peers, serving: served,
             podSets: podSets.sorted { $0.table < $1.table }, overlay: configuration.overlay, mesh: mesh)
@@ -274,7 +277,7 @@ public enum Planner {
                     : nil
             }
         }
-        let meshRoutes = mesh?.podRoutes(tunnels: tunnels) ?? []
+        let meshRoutes = choices.isEmpty ? [] : mesh?.podRoutes(tunnels: tunnels) ?? []
         for (attachment, choice) in choices {
             var entry = AttachmentPlan(attachment: attachment)
             entry.podRoutes = attachment.addressesV4.isEmpty ? [] : meshRoutes

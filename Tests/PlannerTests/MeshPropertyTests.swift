@@ -64,8 +64,7 @@ import Testing
         for number in 0..<Int.random(in: 0...2, using: &random) {
             var peer = MeshPeer(
                 name: "p\(number)",
-                publicKey: WireGuardKey(MeshManifests.key(500 + number)) ?? .init(
-                    bytes: [UInt8](repeating: 1, count: 32))!)
+                publicKey: MeshManifests.wireGuardKey(500 + number))
             peer.allowedIPs = [IPNetwork(host: IPAddress(v4: 0x0A05_0001 + UInt32.random(in: 0..<2, using: &random)))]
             world.inventory.peers.append(peer)
         }
