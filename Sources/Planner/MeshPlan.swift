@@ -55,14 +55,17 @@ public struct MeshPlan {
 
     /// The inventory with what this node knows of itself better than anybody.
     public static func withOwnFacts(_ inventory: Inventory, facts: LocalFacts) -> [String: Node] {
-        var nodes = inventory.nodes
-        guard var own = nodes[facts.nodeName] else { return nodes }
+        guard let told = inventory.nodes[facts.nodeName] else { return inventory.nodes }
+        var own = told
         own.mesh.key = facts.publicKey ?? own.mesh.key
-        if let address = facts.privateAddress, let told = own.mesh.privateAddress, told.address == address.address,
-            told.prefixLength == told.address.family.bits
+        if let address = facts.privateAddress, let known = own.mesh.privateAddress, known.address == address.address,
+            known.prefixLength == known.address.family.bits
         {
             own.mesh.privateAddress = address
         }
+        // Writing would copy them all.
+        if own == told { return inventory.nodes }
+        var nodes = inventory.nodes
         nodes[facts.nodeName] = own
         return nodes
     }

@@ -210,7 +210,7 @@ struct LifecycleTests {
         try lab.inventory("policy.yaml", Self.policy)
         try lab.start("n1", "n3")
         let published = "\(lab.directory)/n3/published/n3.yaml"
-        #expect(Shell.run("cat \(published)").output.contains("culvert.dev/egress-address: \"10.0.0.13\""))
+        #expect(Shell.run("cat \(published)").output.contains("culvert.dev/egress-address: '10.0.0.13'"))
         Shell.run("cp \(published) \(lab.directory)/inventory/published-n3.yaml")
         #expect(
             lab.eventually {

@@ -16,7 +16,7 @@ struct RuntimeTests {
         try lab.inventory("policy.yaml", Lab.policy("shop", app: "shop"))
         try lab.start("n1", "n3")
         let script = Shell.packageRoot + "/Tests/Lab/runtime.sh"
-        let result = Shell.run("\(script) \(runtime) \(lab.prefix) \(lab.directory) \(count)", timeout: 400)
+        let result = Shell.run("\(script) \(runtime) \(lab.prefix) \(lab.directory) \(count)", timeout: 900)
         #expect(result.status == 0, "\(result.output.suffix(1500)) \(result.errors.suffix(1500))")
         #expect(!result.output.contains("failed"), "\(result.output.suffix(1500)) \(result.errors.suffix(1500))")
         #expect(lab.seen("datagrams") == ["10.0.0.13 > 203.0.113.10": count])
