@@ -23,7 +23,7 @@ cleanup() {
 trap cleanup EXIT
 build_bpf "$work/host_routing.bpf.o"
 export CULVERT_LAB_BPF=$work/host_routing.bpf.o CULVERT_BIN=$work/bin
-# CULVERT_RELEASE=1: the release build's programs, where there are any. They start four times as fast in the VM.
+# CULVERT_RELEASE=1: the release build's programs, where there are any. They start faster in the VM.
 mkdir "$work/bin"
 for program in culvert culvertd culvertctl; do
     from=$root/.build/debug
