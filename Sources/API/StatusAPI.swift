@@ -76,6 +76,8 @@ public enum StatusAPI {
         let counters = (try? await agent.firewallCounters()) ?? []
         let adopted = plan.attachments.filter(\.attachment.adopted)
         var warnings = plan.warnings
+        let meshProblem = await agent.meshProblem
+        if !meshProblem.isEmpty { warnings.append("mesh: \(meshProblem)") }
         for entry in adopted where !entry.policies.isEmpty {
             warnings.append(
                 "\(entry.attachment.displayName) was there before Culvert: it has no routes with the smaller MTU, restart it"

@@ -59,6 +59,23 @@ int culvert_seqpacket_connect(const char *path) {
     return fd;
 }
 
+int culvert_stream_connect(const char *path, int seconds) {
+    struct sockaddr_un address;
+    int error = unix_address(path, &address);
+    if (error < 0) return error;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -errno;
+    struct timeval limit = {.tv_sec = seconds};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
+        error = -errno;
+        close(fd);
+        return error;
+    }
+    return fd;
+}
+
 int culvert_seqpacket_listen(const char *path, int backlog, unsigned mode) {
     struct sockaddr_un address;
     struct stat old;

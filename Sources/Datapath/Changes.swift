@@ -7,6 +7,7 @@ struct Changes {
     let wanted: HostState
 
     private(set) var staleLinks: [String] = []
+    private(set) var idleDevices: [String] = []
     private(set) var newLinks: [Link] = []
     private(set) var linksToConfigure: [Link] = []
     private(set) var newNeighbours: [Neighbour] = []
@@ -54,7 +55,11 @@ struct Changes {
     private mutating func planLinks() {
         let there = Dictionary(observed.host.links.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
         let names = Set(wanted.links.map(\.name))
-        staleLinks = there.keys.filter { !names.contains($0) }.sorted()
+        // The device of a program in user space is the program's: it stays, and is idle.
+        staleLinks = there.keys.filter { !names.contains($0) && !observed.userspaceDevices.contains($0) }.sorted()
+        idleDevices = observed.userspaceDevices.filter {
+            !names.contains($0) && observed.addresses[$0]?.isEmpty == false
+        }.sorted()
         for link in wanted.links {
             if let old = there[link.name] {
                 if old.kind != link.kind {
@@ -116,6 +121,13 @@ struct Changes {
         staleNextHops = (stale.filter(isGroup) + stale.filter { !isGroup($0) }).map(\.id)
     }
 
+    /// Takes out the stale routes that `isWanted` holds for.
+    mutating func takeStaleRoutes(_ isWanted: (Route) -> Bool) -> [Route] {
+        let taken = staleRoutes.filter(isWanted)
+        if !taken.isEmpty { staleRoutes.removeAll(where: isWanted) }
+        return taken
+    }
+
     func replacesNextHop(_ hop: NextHop) -> Bool {
         !lostNextHops.contains(hop.id) && observed.host.nextHops.contains { $0.id == hop.id }
     }
@@ -172,7 +184,7 @@ struct Changes {
     /// Everything but the firewall, as commands.
     var operations: [String] {
         let indexes = observed.indexes
-        return staleLinks.map { "ip link del dev \($0)" }
+        return staleLinks.map { "ip link del dev \($0)" } + idleDevices.map { "ip addr flush dev \($0)" }
             + newLinks.map { "ip link add \($0.name) type \($0.kind.name)" }
             + linksToConfigure.map { "ip link set dev \($0.name) up, mtu, address, rp_filter, forwarding" }
             + newNeighbours.map { "ip neigh replace \($0.peer) dev \($0.device)" }

@@ -22,7 +22,7 @@ public enum EventLoops {
         try BlockingThread.start("the inventory directory") {
             watchInventory(inventoryDirectory, changed: inventorySignal)
         }
-        Task { await watchMesh(agent: agent) }
+        if await agent.configuration.mesh.enabled { Task { await watchMesh(agent: agent) } }
         Task { for await _ in inventory { await agent.inventoryChanged() } }
         Task {
             for await _ in drift {
@@ -38,7 +38,7 @@ public enum EventLoops {
         }
     }
 
-    /// Looks at WireGuard every ten seconds, and asks for the addresses of endpoints' names every minute.
+    /// Looks at WireGuard every ten seconds, checks in with Kilo every thirty (its own timer), and asks for the addresses of endpoints' names every minute.
     private static func watchMesh(agent: NodeAgent) async {
         var round = 0
         while true {
@@ -46,6 +46,7 @@ public enum EventLoops {
                 let names = await agent.endpointNames
                 if !names.isEmpty { await agent.namesResolved(await EndpointResolver.addresses(of: names)) }
             }
+            if round % 3 == 0 { await agent.checkInWithKilo() }
             await agent.lookAtWireGuard()
             round += 1
             try? await Task.sleep(for: .seconds(10))

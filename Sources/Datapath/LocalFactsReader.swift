@@ -2,6 +2,7 @@ import CLinux
 import Foundation
 import Model
 import Netlink
+import WireGuard
 
 /// Reads this node's own facts from its kernel.
 struct LocalFactsReader {
@@ -9,7 +10,8 @@ struct LocalFactsReader {
 
     /// - Parameter node: this node in the inventory, whose address tells the underlay device where the default route
     ///   does not.
-    func read(nodeName: String, node: Node?) throws -> LocalFacts {
+    /// - Parameter wireGuardDevice: name of the WireGuard device; nil: there is no mesh.
+    func read(nodeName: String, node: Node?, wireGuardDevice: String? = nil) throws -> LocalFacts {
         let links = try socket.links()
         let addresses = try socket.addressesV4()
         let defaults = try socket.defaultRoutesV4()
@@ -38,6 +40,13 @@ struct LocalFactsReader {
             underlayDevice: egress?.name ?? "", interfaces: interfaces,
             reversePathFilterAll: LocalFactsReader.setting("net/ipv4/conf/all/rp_filter"), isLive: true)
         facts.privateAddress = holder.map { InterfaceAddress($0.address, prefixLength: $0.prefixLength) }
+        if let wireGuardDevice {
+            if links.contains(where: { $0.name == wireGuardDevice && $0.kind == "tun" }) {
+                facts.wireGuard = .userspace
+            } else {
+                facts.wireGuard = try KernelWireGuard().isAvailable ? .kernel : .none
+            }
+        }
         return facts
     }
 

@@ -43,9 +43,15 @@ public actor NodeAgent {
     public private(set) var plan = Plan()
     /// Why the kernel is not as planned; empty when it is.
     public private(set) var datapathProblem = ""
+    /// Why WireGuard is not as planned; empty when it is.
+    public private(set) var meshProblem = ""
     private var savedIDs = AssignedIDs()
     private var lastProblems: [InventoryProblem] = []
     private var resolvedNames: [String: IPAddress] = [:]
+    /// Nodes that Kilo would leave out of the mesh, where this node shares one with Kilo.
+    private var leftOutOfMesh: Set<String> = []
+    /// When this node last checked in with Kilo's nodes, seconds since 1970.
+    private var lastSeen: Int64 = 0
     /// Where peers behind a NAT were seen.
     private var discoveredEndpoints: [WireGuardKey: SocketAddress] = [:]
 
@@ -102,14 +108,17 @@ public actor NodeAgent {
 
     private func refreshFacts() throws {
         facts = try LocalFactsReader(socket: reconciler.socket).read(
-            nodeName: settings.nodeName, node: inventory.nodes[settings.nodeName])
+            nodeName: settings.nodeName, node: inventory.nodes[settings.nodeName],
+            wireGuardDevice: settings.keys == nil ? nil : settings.configuration.mesh.interface)
+        facts.leftOutOfMesh = leftOutOfMesh
         facts.publicKey = settings.keys?.publicKey
         facts.resolvedNames = resolvedNames
         do {
             try store.publish(
                 PublishedNode(
                     facts: facts, discovered: discoveredEndpoints, configuration: settings.configuration,
-                    node: inventory.nodes[settings.nodeName]))
+                    node: inventory.nodes[settings.nodeName],
+                    wireGuardAddress: plan.host.links.first { $0.kind == .wireguard }?.address, lastSeen: lastSeen))
         } catch { logger.error("\(error)") }
     }
 
@@ -144,6 +153,12 @@ public actor NodeAgent {
                 logger.error("the kernel is not as planned", metadata: ["error": "\(error)"])
             }
             datapathProblem = "\(error)"
+        }
+        if reconciler.wireGuardProblem != meshProblem {
+            meshProblem = reconciler.wireGuardProblem
+            if !meshProblem.isEmpty {
+                logger.error("WireGuard is not as planned", metadata: ["error": "\(meshProblem)"])
+            }
         }
     }
 
@@ -229,19 +244,39 @@ public actor NodeAgent {
     /// Locations, gateways and peers, as this node sees them.
     public var topology: MeshTopology {
         MeshTopology(
-            configuration: settings.configuration.mesh, nodes: MeshPlan.withOwnFacts(inventory, facts: facts),
+            configuration: settings.configuration.mesh,
+            nodes: MeshPlan.partakers(MeshPlan.withOwnFacts(inventory, facts: facts), facts: facts),
             peers: inventory.peers)
     }
 
     /// The WireGuard device of this node, where it is a gateway.
-    public func wireGuardDevice() throws -> KernelWireGuardDevice? {
+    public func wireGuardDevice() throws -> WireGuardStatus? {
         guard let device = plan.host.wireGuard else { return nil }
         return try reconciler.wireGuardDevice(device.name)
+    }
+
+    /// What Kilo's nodes do every 30 seconds: says that this node is there, and looks who has not said so lately.
+    public func checkInWithKilo() {
+        guard settings.configuration.mesh.kiloInterop else { return }
+        lastSeen = Int64(time(nil))
+        let silent = MeshTopology.notReadyForKilo(
+            inventory.nodes.filter { $0.key != settings.nodeName }, port: settings.configuration.mesh.port,
+            now: lastSeen)
+        let changed = silent != leftOutOfMesh
+        leftOutOfMesh = silent
+        try? refreshFacts()
+        guard changed else { return }
+        logger.notice(
+            "Kilo would leave these nodes out of the mesh",
+            metadata: ["nodes": "\(silent.sorted().joined(separator: " "))"])
+        replan()
+        reconcile(full: false)
     }
 
     /// Looks at WireGuard: where peers with a keepalive are, which others behind a NAT need to know; and whether a
     /// peer that is silent has another endpoint by now.
     public func lookAtWireGuard() {
+        if !meshProblem.isEmpty || !datapathProblem.isEmpty { reconcile(full: true) }
         guard let wanted = plan.host.wireGuard, let device = try? reconciler.wireGuardDevice(wanted.name) else {
             return
         }
@@ -260,7 +295,8 @@ public actor NodeAgent {
             discoveredEndpoints = seen
             try? refreshFacts()
         }
-        let changes = WireGuardChanges.between(device.peers, wanted.peers, previous: wanted.peers, now: now)
+        let changes = WireGuardChanges.between(
+            device.peers, wanted.peers, previous: wanted.peers, now: now, isRouted: plan.host.isRoutedByWireGuard)
         if !changes.isEmpty { reconcile(full: true) }
     }
 

@@ -8,8 +8,12 @@ struct PublishedNode: Equatable {
     let name: String
     let annotations: [String: String]
 
+    /// - Parameters:
+    ///   - wireGuardAddress: of this node, where it is a gateway.
+    ///   - lastSeen: seconds since 1970 of Kilo's last check-in; only said to Kilo.
     init(
-        facts: LocalFacts, discovered: [WireGuardKey: SocketAddress] = [:], configuration: Configuration, node: Node?
+        facts: LocalFacts, discovered: [WireGuardKey: SocketAddress] = [:], configuration: Configuration, node: Node?,
+        wireGuardAddress: IPAddress? = nil, lastSeen: Int64 = 0
     ) {
         name = facts.nodeName
         var annotations: [String: String] = [:]
@@ -35,10 +39,16 @@ struct PublishedNode: Equatable {
                         }
                     ).text(indent: 0)
             }
-            if let node, let endpoint = MeshTopology.endpoint(of: node, port: configuration.mesh.port),
-                configuration.mesh.kiloInterop
-            {
-                annotations["kilo.squat.ai/endpoint"] = endpoint.description
+            if configuration.mesh.kiloInterop {
+                // What Kilo's nodes write of themselves, and without which they take a node for gone.
+                annotations["kilo.squat.ai/endpoint"] =
+                    node.flatMap { MeshTopology.endpoint(of: $0, port: configuration.mesh.port) }?.description
+                annotations["kilo.squat.ai/internal-ip"] = facts.privateAddress?.description ?? "-"
+                annotations["kilo.squat.ai/granularity"] = configuration.mesh.granularity.rawValue
+                annotations["kilo.squat.ai/persistent-keepalive"] = "\(configuration.mesh.persistentKeepalive)"
+                annotations["kilo.squat.ai/wireguard-ip"] =
+                    wireGuardAddress.map { "\($0)/\(configuration.mesh.subnet.prefixLength)" } ?? ""
+                annotations["kilo.squat.ai/last-seen"] = "\(lastSeen)"
             }
         }
         self.annotations = annotations

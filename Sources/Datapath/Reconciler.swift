@@ -9,7 +9,10 @@ public final class Reconciler {
     private let route: NetlinkSocket
     private let firewall: FirewallSocket
     private var fou: FOUSocket?
-    private var wireGuard: KernelWireGuard?
+    private var kernelWireGuard: KernelWireGuard?
+    private let userspaceWireGuard = UserspaceWireGuard(publicKey: WireGuardKeyFile.publicKey)
+    /// Why the mesh's device is not as planned; empty when it is. Nothing else depends on it.
+    public private(set) var wireGuardProblem = ""
     /// The node's private WireGuard key; nil: there is no mesh.
     private let privateKey: [UInt8]?
     /// What was wanted of WireGuard last: an endpoint that is news is set, one that is not may have moved.
@@ -26,10 +29,12 @@ public final class Reconciler {
         var names: [Int32: String] = [:]
         /// Addresses on our links.
         var addresses: [String: [KernelAddress]] = [:]
+        /// WireGuard devices that a program in user space has made.
+        var userspaceDevices: Set<String> = []
         var foreignNextHops: Set<UInt32> = []
         var firewall: KernelFirewall?
-        /// The firewall was dumped; otherwise `host.firewall` is what was applied last.
-        var firewallIsDumped = false
+        /// The kernel was looked at; otherwise `host` is what was applied last.
+        var isDumped = false
     }
 
     public init(privateKey: [UInt8]? = nil) throws {
@@ -93,9 +98,12 @@ public final class Reconciler {
         let addresses = try route.addressesV4()
         let wantedLinks = Dictionary(wanted.links.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
         for link in links
-        where link.name.hasPrefix(Ownership.linkPrefix) && ["ipip", "gre", "vxlan", "wireguard"].contains(link.kind) {
+        where link.name.hasPrefix(Ownership.linkPrefix)
+            && ["ipip", "gre", "vxlan", "wireguard", "tun"].contains(link.kind)
+        {
             let own = addresses.filter { $0.index == link.index }
             observed.addresses[link.name] = own
+            if link.kind == "tun" { observed.userspaceDevices.insert(link.name) }
             let want = wantedLinks[link.name]
             // The MAC is not told by the tunnel's own attributes; it follows from the local address.
             let same = want.map { Reconciler.same($0.kind, link.tunnel) } ?? false
@@ -131,7 +139,7 @@ public final class Reconciler {
             observed.host.fouPorts = try fou.map { Array(try $0.ports()) } ?? []
         }
         observed.firewall = try firewall.read()
-        observed.firewallIsDumped = true
+        observed.isDumped = true
         return observed
     }
 
@@ -172,20 +180,26 @@ public final class Reconciler {
 
     // MARK: WireGuard
 
-    /// The device as the kernel has it; nil where there is none.
-    public func wireGuardDevice(_ name: String) throws -> KernelWireGuardDevice? {
-        if wireGuard == nil { wireGuard = try KernelWireGuard() }
-        return try wireGuard?.device(name)
+    /// The device as it is; nil where there is none.
+    public func wireGuardDevice(_ name: String) throws -> WireGuardStatus? { try wireGuard(name).device(name) }
+
+    private func wireGuard(_ name: String) throws -> any WireGuardControl {
+        if try route.link(named: name)?.kind == "tun" { return userspaceWireGuard }
+        if let kernelWireGuard { return kernelWireGuard }
+        let control = try KernelWireGuard()
+        kernelWireGuard = control
+        return control
     }
 
     private func wireGuardChanges(
         _ wanted: HostState
     ) throws -> (configure: Bool, changes: [WireGuardChange], operations: [String]) {
         guard let device = wanted.wireGuard else { return (false, [], []) }
-        let there = try wireGuardDevice(device.name) ?? KernelWireGuardDevice()
+        let there = try wireGuardDevice(device.name) ?? WireGuardStatus()
         let configure = there.publicKey != device.publicKey || there.listenPort != device.listenPort
         let changes = WireGuardChanges.between(
-            there.peers, device.peers, previous: lastPeers, now: Int64(time(nil)))
+            there.peers, device.peers, previous: lastPeers, now: Int64(time(nil)),
+            isRouted: wanted.isRoutedByWireGuard)
         let operations =
             (configure ? ["wg set \(device.name) private-key (hidden) listen-port \(device.listenPort)"] : [])
             + changes.map { change in
@@ -201,8 +215,9 @@ public final class Reconciler {
     private func applyWireGuard(_ wanted: HostState) throws -> Int {
         guard let device = wanted.wireGuard, let privateKey else { return 0 }
         let (configure, changes, _) = try wireGuardChanges(wanted)
-        if configure { try wireGuard?.configure(device.name, privateKey: privateKey, listenPort: device.listenPort) }
-        for change in changes { try wireGuard?.apply(change, device: device.name) }
+        let control = try wireGuard(device.name)
+        if configure { try control.configure(device.name, privateKey: privateKey, listenPort: device.listenPort) }
+        for change in changes { try control.apply(change, device: device.name) }
         lastPeers = device.peers
         return changes.count + (configure ? 1 : 0)
     }
@@ -221,6 +236,14 @@ public final class Reconciler {
                 observed.indexes[name].map { LinkRequest.delete(index: $0, name: name) }
             }, ignoring: [ENODEV])
         for name in changes.staleLinks { changes.observed.indexes[name] = nil }
+        for name in changes.idleDevices {
+            try? userspaceWireGuard.removeAllPeers(name)
+            guard let index = observed.indexes[name] else { continue }
+            count += try run(
+                (observed.addresses[name] ?? []).map {
+                    AddressRequest.delete($0.address, prefixLength: $0.prefixLength, index: index)
+                }, ignoring: [EADDRNOTAVAIL])
+        }
 
         for port in changes.staleFOUPorts {
             try fou?.delete(port)
@@ -253,8 +276,18 @@ public final class Reconciler {
             messages.append(AddressRequest.add(link.address, index: index))
             count += try run(messages, ignoring: [])
         }
-        if wanted.wireGuard != observed.host.wireGuard || observed.firewallIsDumped {
-            count += try applyWireGuard(wanted)
+        // No peer is sent to through the device that sends to it, not even until the routes below are in order.
+        let endpoints = Set(
+            (wanted.wireGuard?.peers ?? []).compactMap { $0.endpoint.map { IPNetwork(host: $0.address) } })
+        count += try run(
+            changes.takeStaleRoutes { endpoints.contains($0.destination) && $0.table == Rule.mainTable }
+                .map { RouteRequest.delete($0, indexes: indexes) }, ignoring: [ESRCH, ENODEV])
+        if wanted.wireGuard != observed.host.wireGuard || observed.isDumped {
+            // A program that does not answer must not keep pods from their gateways.
+            do {
+                count += try applyWireGuard(wanted)
+                wireGuardProblem = ""
+            } catch { wireGuardProblem = "\(error)" }
         }
         count += try run(
             changes.newNeighbours.flatMap { neighbour in
@@ -282,12 +315,12 @@ public final class Reconciler {
         count += try run(changes.changedRoutes.map { RouteRequest.replace($0, indexes: indexes) }, ignoring: [])
 
         let firewallChange =
-            observed.firewallIsDumped
+            observed.isDumped
             ? FirewallSocket.change(from: observed.firewall, to: wanted.firewall)
             : FirewallSocket.change(from: observed.host.firewall, to: wanted.firewall)
         if firewallChange != .none {
             let before =
-                firewallChange == .replace && !observed.firewallIsDumped ? try firewall.read() : observed.firewall
+                firewallChange == .replace && !observed.isDumped ? try firewall.read() : observed.firewall
             try firewall.apply(firewallChange, wanted: wanted.firewall, counters: before)
             count += 1
         }
@@ -303,6 +336,14 @@ public final class Reconciler {
         }
         var result = Observed()
         result.host = wanted
+        if !wireGuardProblem.isEmpty { result.host.wireGuard = nil }
+        // What a look at the kernel has told of them: their program may outlive our need of them.
+        result.userspaceDevices = observed.userspaceDevices
+        for link in wanted.links where result.userspaceDevices.contains(link.name) {
+            result.addresses[link.name] = [
+                KernelAddress(index: indexes[link.name] ?? 0, address: link.address, prefixLength: 32)
+            ]
+        }
         result.indexes = indexes
         result.names = Dictionary(indexes.map { ($0.value, $0.key) }, uniquingKeysWith: { first, _ in first })
         applied = result

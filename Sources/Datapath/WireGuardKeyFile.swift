@@ -43,10 +43,16 @@ public struct WireGuardKeyFile: Sendable {
             try WireGuardKeyFile.write(key.rawRepresentation.base64EncodedString() + "\n", path)
         }
         privateKey = [UInt8](key.rawRepresentation)
-        guard let own = WireGuardKey(bytes: [UInt8](key.publicKey.rawRepresentation)) else {
+        guard let own = WireGuardKeyFile.publicKey(of: privateKey) else {
             throw Failure(description: "\(path) has no public key")
         }
         publicKey = own
+    }
+
+    /// nil where those are not 32 bytes.
+    static func publicKey(of privateKey: [UInt8]) -> WireGuardKey? {
+        guard let key = try? Curve25519.KeyAgreement.PrivateKey(rawRepresentation: privateKey) else { return nil }
+        return WireGuardKey(bytes: [UInt8](key.publicKey.rawRepresentation))
     }
 
     private static func write(_ text: String, _ path: String) throws {

@@ -13,6 +13,14 @@ public struct HostState: Equatable, Sendable {
     public var wireGuard: WireGuardDevice?
     /// nil: no table of ours at all.
     public var firewall: FirewallTable?
+    /// Whether packets for an address go into the WireGuard device, by the main table.
+    public func isRoutedByWireGuard(_ address: IPAddress) -> Bool {
+        guard let device = wireGuard?.name else { return false }
+        return routes.contains {
+            $0.table == Rule.mainTable && $0.kind == .device(device) && $0.destination.contains(address)
+        }
+    }
+
     public init() {}
 }
 

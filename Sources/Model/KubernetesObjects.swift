@@ -1,19 +1,71 @@
 /// The fields that Culvert reads of the Kubernetes objects of its inventory. Names are Kubernetes' own.
 
-/// `v1` Node, merged with the CiliumNode of the same name.
+/// `v1` Node, merged with the CiliumNode of the same name. Its fields are shared by its copies until one is changed: a
+/// plan sorts and copies thousands of them.
 public struct Node: Equatable, Sendable {
-    public var name: String
-    public var labels: [String: String] = [:]
-    public var annotations: [String: String] = [:]
+    private struct Fields: Equatable, Sendable {
+        var name: String
+        var labels: [String: String] = [:]
+        var annotations: [String: String] = [:]
+        var internalIPs: [IPAddress] = []
+        var externalIPs: [IPAddress] = []
+        var overlayAddresses: [IPAddress] = []
+        var podCIDRs: [IPNetwork] = []
+        var mesh: MeshAnnotations = MeshAnnotations()
+    }
+    /// Only changed while nobody else holds it.
+    private final class Storage: @unchecked Sendable {
+        var fields: Fields
+        init(_ fields: Fields) { self.fields = fields }
+    }
+    private var storage: Storage
+    private var fields: Fields {
+        get { storage.fields }
+        _modify {
+            if !isKnownUniquelyReferenced(&storage) { storage = Storage(storage.fields) }
+            yield &storage.fields
+        }
+    }
+
+    public init(name: String) { storage = Storage(Fields(name: name)) }
+
+    public static func == (a: Node, b: Node) -> Bool { a.storage === b.storage || a.storage.fields == b.storage.fields }
+
+    public var name: String {
+        get { storage.fields.name }
+        _modify { yield &fields.name }
+    }
+    public var labels: [String: String] {
+        get { storage.fields.labels }
+        _modify { yield &fields.labels }
+    }
+    public var annotations: [String: String] {
+        get { storage.fields.annotations }
+        _modify { yield &fields.annotations }
+    }
     /// InternalIP addresses; the first is the node address.
-    public var internalIPs: [IPAddress] = []
-    public var externalIPs: [IPAddress] = []
+    public var internalIPs: [IPAddress] {
+        get { storage.fields.internalIPs }
+        _modify { yield &fields.internalIPs }
+    }
+    public var externalIPs: [IPAddress] {
+        get { storage.fields.externalIPs }
+        _modify { yield &fields.externalIPs }
+    }
     /// Address of `cilium_host`.
-    public var overlayAddresses: [IPAddress] = []
-    public var podCIDRs: [IPNetwork] = []
+    public var overlayAddresses: [IPAddress] {
+        get { storage.fields.overlayAddresses }
+        _modify { yield &fields.overlayAddresses }
+    }
+    public var podCIDRs: [IPNetwork] {
+        get { storage.fields.podCIDRs }
+        _modify { yield &fields.podCIDRs }
+    }
     /// What its annotations say about the mesh.
-    public var mesh = MeshAnnotations()
-    public init(name: String) { self.name = name }
+    public var mesh: MeshAnnotations {
+        get { storage.fields.mesh }
+        _modify { yield &fields.mesh }
+    }
 
     /// Every address of the node.
     public var addresses: [IPAddress] { internalIPs + externalIPs + overlayAddresses }

@@ -32,6 +32,17 @@ public struct LocalFacts: Equatable, Sendable {
     public var interfaces: [Interface]
     /// `net.ipv4.conf.all.rp_filter`; nil where it cannot be known.
     public var reversePathFilterAll: Int?
+    /// What speaks WireGuard on this node.
+    public enum WireGuardSupport: String, Sendable {
+        /// The kernel's own (Linux 5.6).
+        case kernel
+        /// A program such as wireguard-go, by its socket.
+        case userspace
+        case none
+    }
+    public var wireGuard = WireGuardSupport.kernel
+    /// Nodes that have no part in the mesh, whatever the inventory says of them: Kilo would leave them out.
+    public var leftOutOfMesh: Set<String> = []
     /// This node's WireGuard key; nil: the inventory's word counts.
     public var publicKey: WireGuardKey?
     /// Address on the interface that has the node address, with its prefix length.

@@ -6,6 +6,11 @@ public struct KernelAddress: Hashable, Sendable {
     public let index: Int32
     public let address: IPAddress
     public let prefixLength: Int
+    public init(index: Int32, address: IPAddress, prefixLength: Int) {
+        self.index = index
+        self.address = address
+        self.prefixLength = prefixLength
+    }
 }
 
 extension NetlinkSocket {

@@ -94,7 +94,8 @@ extension KernelLink {
             if attribute.type == Int(IFLA_INFO_KIND) { kind = attribute.string }
             if attribute.type == Int(IFLA_INFO_DATA) { data = attribute.nested }
         }
-        if kind == "wireguard" { tunnel = .wireguard }
+        // A program in user space that speaks WireGuard has a tun device.
+        if kind == "wireguard" || kind == "tun" { tunnel = .wireguard }
         guard let data else { return }
         var values: [Int: NetlinkAttributes.Attribute] = [:]
         for attribute in data { values[attribute.type] = attribute }

@@ -15,18 +15,13 @@ public enum MeshJSON {
 
     private static func segment(_ segment: MeshTopology.Segment, _ topology: MeshTopology, port: UInt16) -> JSON {
         let gateway = segment.gateway
-        var networks = [IPNetwork(host: segment.wireGuardAddress)]
-        for node in segment.nodes {
-            networks += node.podCIDRs
-            if let address = node.mesh.privateAddress?.address { networks.append(IPNetwork(host: address)) }
-        }
         return .make(
             ("key", .string(segment.key)), ("location", .string(topology.location(of: gateway))),
             ("gateway", .string(gateway.name)), ("wireGuardAddress", .string("\(segment.wireGuardAddress)")),
             ("publicKey", gateway.mesh.key.map { .string($0.text) } ?? .null),
             ("endpoint", MeshTopology.endpoint(of: gateway, port: port).map { .string("\($0)") } ?? .null),
             ("persistentKeepalive", .integer(Int64(gateway.mesh.persistentKeepalive))),
-            ("allowedIPs", .array(networks.sorted().map { .string("\($0)") })),
+            ("allowedIPs", .array(segment.ownNetworks.sorted().map { .string("\($0)") })),
             ("allowedLocationIPs", .array(segment.allowedLocationIPs.map { .string("\($0)") })),
             (
                 "nodes",

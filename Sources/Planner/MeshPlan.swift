@@ -8,6 +8,12 @@ public struct MeshPlan {
     private let node: Node
     private let segmentIndex: Int
     private let endpoints: Set<IPAddress>
+    /// By segment: where its gateway is; nil where that is not known.
+    private let gatewayEndpoints: [SocketAddress?]
+    /// Networks of outside peers that are routed.
+    private let peerNetworks: [IPNetwork]
+    /// What is reached by the mesh, of every other segment in turn, with the routes' metric.
+    private var destinations: [(network: IPNetwork, metric: UInt32)] = []
     private(set) var warnings: [String] = []
 
     private var mesh: MeshConfiguration { configuration.mesh }
@@ -15,9 +21,15 @@ public struct MeshPlan {
     var isGateway: Bool { segment.gateway.name == node.name }
     var device: String { mesh.interface }
 
-    /// Bytes that WireGuard costs (RFC 791 and 8200 headers, UDP, and its own 32): 60 over IPv4, 80 over IPv6.
-    static func wireGuardOverhead(_ endpoints: some Sequence<IPAddress>) -> Int {
-        endpoints.contains { $0.family == .v6 } ? 80 : 60
+    /// A gateway on whose node nothing speaks WireGuard: what belongs to other locations is unreachable, and takes no
+    /// other way.
+    private var lacksWireGuard: Bool { isGateway && facts.wireGuard == .none }
+
+    /// The largest packet that WireGuard can carry, bytes.
+    private var wireGuardMTU: Int {
+        let isOverV6 = endpoints.contains { $0.family == .v6 }
+        return facts.underlayMTU
+            - (isOverV6 ? TunnelLinks.Overhead.wireGuardOverV6 : TunnelLinks.Overhead.wireGuard)
     }
 
     /// nil where there is no mesh, or this node is not in it: the warnings of `topology` say why.
@@ -30,20 +42,19 @@ public struct MeshPlan {
         self.facts = facts
         self.node = node
         segmentIndex = index
-        var endpoints: Set<IPAddress> = []
-        for segment in topology.segments {
-            if let endpoint = MeshTopology.endpoint(of: segment.gateway, port: configuration.mesh.port),
-                let address = MeshPlan.address(of: endpoint, facts: facts)
-            {
-                endpoints.insert(address)
+        gatewayEndpoints = topology.segments.map { segment in
+            MeshTopology.endpoint(of: segment.gateway, port: configuration.mesh.port).flatMap {
+                MeshPlan.address(of: $0, facts: facts)
             }
         }
-        for peer in topology.peers {
-            if let endpoint = peer.endpoint, let address = MeshPlan.address(of: endpoint, facts: facts) {
-                endpoints.insert(address)
-            }
+        let peerEndpoints = topology.peers.compactMap { peer in
+            peer.endpoint.flatMap { MeshPlan.address(of: $0, facts: facts) }
         }
+        let endpoints = Set((gatewayEndpoints.compactMap { $0 } + peerEndpoints).map(\.address))
         self.endpoints = endpoints
+        peerNetworks = topology.peers.flatMap(\.allowedIPs).filter { network in
+            network.family == .v4 && !endpoints.contains { network.contains($0) }
+        }
         for peer in topology.peers {
             for network in peer.allowedIPs where endpoints.contains(where: { network.contains($0) }) {
                 warnings.append(
@@ -51,6 +62,12 @@ public struct MeshPlan {
                 )
             }
         }
+        if lacksWireGuard {
+            warnings.append(
+                "this node is the gateway of its location, and its kernel has no WireGuard: other locations are unreachable; "
+                    + "load the module (modprobe wireguard), or run wireguard-go \(device) as the helper's user")
+        }
+        destinations = topology.segments.indices.flatMap { $0 == index ? [] : destinations(of: $0) }
     }
 
     /// The inventory with what this node knows of itself better than anybody.
@@ -70,10 +87,15 @@ public struct MeshPlan {
         return nodes
     }
 
-    private static func address(of endpoint: Endpoint, facts: LocalFacts) -> IPAddress? {
+    /// The nodes less those that have no part in the mesh.
+    public static func partakers(_ nodes: [String: Node], facts: LocalFacts) -> [String: Node] {
+        facts.leftOutOfMesh.isEmpty ? nodes : nodes.filter { !facts.leftOutOfMesh.contains($0.key) }
+    }
+
+    private static func address(of endpoint: Endpoint, facts: LocalFacts) -> SocketAddress? {
         switch endpoint.host {
-        case .address(let address): address
-        case .name(let name): facts.resolvedNames[name]
+        case .address(let address): SocketAddress(address, port: endpoint.port)
+        case .name(let name): facts.resolvedNames[name].map { SocketAddress($0, port: endpoint.port) }
         }
     }
 
@@ -135,30 +157,21 @@ public struct MeshPlan {
 
     /// What of another segment is reached by the mesh: pods, with the metric that lets Cilium's own routes go first,
     /// and the rest.
-    private func destinations(_ other: MeshTopology.Segment) -> [(network: IPNetwork, metric: UInt32)] {
-        let endpoint = MeshTopology.endpoint(of: other.gateway, port: mesh.port).flatMap {
-            MeshPlan.address(of: $0, facts: facts)
-        }
+    private func destinations(of index: Int) -> [(network: IPNetwork, metric: UInt32)] {
+        let other = topology.segments[index]
         let podMetric = configuration.overlay == .none ? 0 : Ownership.meshMetric
         var result = [(IPNetwork(host: other.wireGuardAddress), UInt32(0))]
+        result.reserveCapacity(1 + 2 * other.nodes.count)
         for member in other.nodes {
             // Neighbours have the overlay for that, and a tunnel peer's own address through its tunnel is a loop.
             if configuration.overlay != .none, topology.areNeighbours(node, member) { continue }
             for network in member.podCIDRs where network.family == .v4 { result.append((network, podMetric)) }
-            if let address = member.mesh.privateAddress?.address, address.family == .v4, address != endpoint,
-                !endpoints.contains(address)
-            {
+            if let address = member.mesh.privateAddress?.address, address.family == .v4, !endpoints.contains(address) {
                 result.append((IPNetwork(host: address), 0))
             }
         }
-        result += other.allowedLocationIPs.filter { $0.family == .v4 }.map { ($0, 0) }
+        for network in other.allowedLocationIPs where network.family == .v4 { result.append((network, 0)) }
         return result
-    }
-
-    private var peerNetworks: [IPNetwork] {
-        topology.peers.flatMap(\.allowedIPs).filter { network in
-            network.family == .v4 && !endpoints.contains { network.contains($0) }
-        }
     }
 
     /// Addresses that must never be routed by the mesh: those of nodes that the overlay or a link of its own reaches.
@@ -181,21 +194,20 @@ public struct MeshPlan {
         func route(_ network: IPNetwork, _ kind: Route.Kind, metric: UInt32 = 0) {
             guard !own.contains(network), taken.insert(network).inserted else { return }
             host.routes.append(
-                Route(table: Rule.mainTable, destination: network, kind: kind, metric: metric, source: source))
+                Route(
+                    table: Rule.mainTable, destination: network, kind: kind, metric: metric,
+                    source: kind == .unreachable ? nil : source))
         }
-        let outward: Route.Kind? = isGateway ? .device(device) : wayToGateway(tunnels)
+        let outward: Route.Kind? =
+            isGateway ? (lacksWireGuard ? .unreachable : .device(device)) : wayToGateway(tunnels)
         if let outward {
-            for (index, other) in topology.segments.enumerated() where index != segmentIndex {
-                for (network, metric) in destinations(other) { route(network, outward, metric: metric) }
-            }
+            for (network, metric) in destinations { route(network, outward, metric: metric) }
             if !isGateway { route(IPNetwork(host: segment.wireGuardAddress), outward) }
             for network in peerNetworks { route(network, outward) }
         }
-        if isGateway {
+        if isGateway && !lacksWireGuard {
             host.links.append(
-                Link(
-                    name: device, kind: .wireguard, mtu: facts.underlayMTU - MeshPlan.wireGuardOverhead(endpoints),
-                    address: segment.wireGuardAddress))
+                Link(name: device, kind: .wireguard, mtu: wireGuardMTU, address: segment.wireGuardAddress))
             host.wireGuard = wireGuard()
             addInwardRoutes(to: &host, tunnels)
             host.rules.append(
@@ -256,24 +268,21 @@ public struct MeshPlan {
         var claimed: Set<IPNetwork> = []
         for (index, other) in topology.segments.enumerated() where index != segmentIndex {
             guard let key = other.gateway.mesh.key else { continue }
-            var networks = [IPNetwork(host: other.wireGuardAddress)] + other.allowedLocationIPs
-            for member in other.nodes {
-                networks += member.podCIDRs
-                if let address = member.mesh.privateAddress?.address { networks.append(IPNetwork(host: address)) }
-            }
             // WireGuard gives an address to the last peer that claims it; here it is always the first.
-            networks = networks.filter { claimed.insert($0).inserted }.sorted()
-            let seen = other.gateway.mesh.persistentKeepalive > 0 ? discovered[key] : nil
+            let networks = (other.ownNetworks + other.allowedLocationIPs).filter { claimed.insert($0).inserted }
+                .sorted()
+            // Who says a public address of itself is behind no NAT; where it was seen is but one peer's view of it.
+            let told = gatewayEndpoints[index]
+            let isBehindNAT = other.gateway.mesh.persistentKeepalive > 0 && told?.address.isPublic != true
+            let seen = isBehindNAT ? discovered[key] : nil
             device.peers.append(
                 WireGuardPeer(
-                    publicKey: key, endpoint: seen ?? endpoint(of: other.gateway), persistentKeepalive: keepalive,
+                    publicKey: key, endpoint: seen ?? told, persistentKeepalive: keepalive,
                     allowedIPs: networks))
         }
         for peer in topology.peers {
             let seen = peer.persistentKeepalive > 0 ? discovered[peer.publicKey] : nil
-            let told = peer.endpoint.flatMap { endpoint in
-                MeshPlan.address(of: endpoint, facts: facts).map { SocketAddress($0, port: endpoint.port) }
-            }
+            let told = peer.endpoint.flatMap { MeshPlan.address(of: $0, facts: facts) }
             device.peers.append(
                 WireGuardPeer(
                     publicKey: peer.publicKey, presharedKey: peer.presharedKey, endpoint: seen ?? told,
@@ -284,18 +293,13 @@ public struct MeshPlan {
         return device
     }
 
-    private func endpoint(of other: Node) -> SocketAddress? {
-        guard let endpoint = MeshTopology.endpoint(of: other, port: mesh.port) else { return nil }
-        return MeshPlan.address(of: endpoint, facts: facts).map { SocketAddress($0, port: endpoint.port) }
-    }
-
     /// Where peers behind a NAT were seen: by this node, else by the first node that tells, in the order of segments. A
     /// private address says something only to those who are where the teller is: it sees nodes of its own location from
     /// inside their NAT.
     private func discoveredEndpoints() -> [WireGuardKey: SocketAddress] {
         var result = node.mesh.discoveredEndpoints
         for segment in topology.segments {
-            for other in segment.nodes where other.name != node.name {
+            for other in segment.nodes where !other.mesh.discoveredEndpoints.isEmpty && other.name != node.name {
                 let near = topology.areNeighbours(node, other)
                 for (key, seen) in other.mesh.discoveredEndpoints
                 where result[key] == nil && (near || seen.address.isPublic) {
@@ -318,12 +322,7 @@ public struct MeshPlan {
             }
         }
         guard let outer = MeshPlan.outerAddress(segment.gateway, overlay: configuration.overlay) else { return [] }
-        var networks = peerNetworks
-        for (index, other) in topology.segments.enumerated() where index != segmentIndex {
-            networks += destinations(other).map(\.network)
-        }
-        networks.append(IPNetwork(host: segment.wireGuardAddress))
-        return [(outer, networks)]
+        return [(outer, peerNetworks + destinations.map(\.network) + [IPNetwork(host: segment.wireGuardAddress)])]
     }
 
     /// What comes from other locations for a network beside the cluster leaves with this node's address: such a network
@@ -361,11 +360,7 @@ public struct MeshPlan {
     func podRoutes(tunnels: TunnelLinks) -> [AttachmentPlan.PodRoute] {
         let mtu = pathMTU(tunnels).last?.bytes ?? 0
         guard mtu > 0 else { return [] }
-        var networks: [IPNetwork] = peerNetworks
-        for (index, other) in topology.segments.enumerated() where index != segmentIndex {
-            networks += destinations(other).map(\.network)
-        }
-        return IPRanges.of(networks).flatMap(IPRanges.networks).map {
+        return IPRanges.of(peerNetworks + destinations.map(\.network)).flatMap(IPRanges.networks).map {
             AttachmentPlan.PodRoute(destination: $0, mtu: mtu)
         }
     }
@@ -373,12 +368,11 @@ public struct MeshPlan {
     /// The sum of the deepest path to another location, line by line; the last line is what is left for a pod's packet.
     func pathMTU(_ tunnels: TunnelLinks) -> [PathMTULine] {
         var lines = [PathMTULine(what: "\(facts.underlayDevice), the underlay", bytes: facts.underlayMTU)]
-        let wireGuard = facts.underlayMTU - MeshPlan.wireGuardOverhead(endpoints)
         let passesTunnels =
             segment.nodes.contains { $0.name != node.name && usesTunnel(to: $0) }
             || topology.segments.contains { $0.nodes.count > 1 && mesh.strategy != .never }
-        lines.append(PathMTULine(what: "in WireGuard between gateways", bytes: wireGuard))
-        var rest = wireGuard
+        lines.append(PathMTULine(what: "in WireGuard between gateways", bytes: wireGuardMTU))
+        var rest = wireGuardMTU
         if passesTunnels, let tunnel = tunnels.tunnels.values.map(\.link.mtu).min() {
             lines.append(PathMTULine(what: "in the overlay and the tunnel inside a location", bytes: tunnel))
             rest = min(rest, tunnel)

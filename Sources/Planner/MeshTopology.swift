@@ -15,8 +15,17 @@ public struct MeshTopology: Sendable {
         public internal(set) var allowedLocationIPs: [IPNetwork] = []
 
         public var gateway: Node { nodes[gatewayIndex] }
-        /// For people: the location's name, or the node's.
-        public var title: String { String(key.drop { $0 != ":" }.dropFirst()) }
+
+        /// What belongs to the segment and to nobody else: its WireGuard address, its nodes' pods and private addresses.
+        var ownNetworks: [IPNetwork] {
+            var networks = [IPNetwork(host: wireGuardAddress)]
+            networks.reserveCapacity(1 + 2 * nodes.count)
+            for node in nodes {
+                networks += node.podCIDRs
+                if let address = node.mesh.privateAddress?.address { networks.append(IPNetwork(host: address)) }
+            }
+            return networks
+        }
     }
 
     public private(set) var segments: [Segment] = []
@@ -28,12 +37,21 @@ public struct MeshTopology: Sendable {
 
     public init(configuration: MeshConfiguration, nodes: [String: Node], peers: [MeshPeer]) {
         self.configuration = configuration
-        var members: [String: [Node]] = [:]
-        for node in nodes.values { members[segmentKey(node), default: []].append(node) }
+        var locations: [String: [Node]] = [:]
+        var members: [(key: String, nodes: [Node])] = []
+        for node in nodes.values {
+            if isOnItsOwn(node) {
+                members.append((segmentKey(node), [node]))
+            } else {
+                locations[location(of: node), default: []].append(node)
+            }
+        }
+        for nodes in locations.values { members.append((segmentKey(nodes[0]), nodes)) }
+        members.sort { $0.key < $1.key }
         var withoutKey: [String] = []
         var next = configuration.subnet.address
-        for key in members.keys.sorted() {
-            let nodes = (members[key] ?? []).sorted { $0.name < $1.name }
+        for (key, nodes) in members {
+            let nodes = nodes.sorted { $0.name < $1.name }
             withoutKey += nodes.filter { $0.mesh.key == nil }.map(\.name)
             guard let gateway = MeshTopology.gatewayIndex(nodes, configuration) else { continue }
             next = next.successor
@@ -58,16 +76,32 @@ public struct MeshTopology: Sendable {
     }
 
     /// A node without a private address is a location of its own, and so is one whose granularity is `full`.
+    private func isOnItsOwn(_ node: Node) -> Bool {
+        node.mesh.privateAddress == nil || (node.mesh.granularity ?? configuration.granularity) == .full
+    }
+
     public func segmentKey(_ node: Node) -> String {
-        if node.mesh.privateAddress == nil || (node.mesh.granularity ?? configuration.granularity) == .full {
-            return "node:\(node.name)"
-        }
-        return "location:\(location(of: node))"
+        isOnItsOwn(node) ? "node:\(node.name)" : "location:\(location(of: node))"
     }
 
     /// The nodes have a way to each other that is no business of the mesh.
     public func areNeighbours(_ a: Node, _ b: Node) -> Bool {
         a.mesh.privateAddress != nil && b.mesh.privateAddress != nil && location(of: a) == location(of: b)
+    }
+
+    /// Seconds without a word after which Kilo takes a node for gone: twice its check-in period.
+    public static let kiloSilence: Int64 = 60
+
+    /// Nodes that Kilo leaves out of its topology (`Ready` of its pkg/mesh): without key, endpoint or pod network, or not
+    /// seen lately. Whoever shares a mesh with Kilo must leave out the same, or their WireGuard addresses differ.
+    ///
+    /// - Parameter now: seconds since 1970.
+    public static func notReadyForKilo(_ nodes: [String: Node], port: UInt16, now: Int64) -> Set<String> {
+        Set(
+            nodes.values.filter { node in
+                node.mesh.key == nil || node.podCIDRs.isEmpty || endpoint(of: node, port: port) == nil
+                    || now - (node.mesh.lastSeen ?? 0) >= kiloSilence
+            }.map(\.name))
     }
 
     /// Where other locations find the node: what it says, else its external, else its private address.

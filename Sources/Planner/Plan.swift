@@ -106,7 +106,8 @@ public enum Planner {
         var mesh: MeshPlan?
         if configuration.mesh.enabled {
             let topology = MeshTopology(
-                configuration: configuration.mesh, nodes: inventory.nodes, peers: inventory.peers)
+                configuration: configuration.mesh,
+                nodes: MeshPlan.partakers(inventory.nodes, facts: facts), peers: inventory.peers)
             mesh = MeshPlan(configuration: configuration, facts: facts, inventory: inventory, topology: topology)
             plan.warnings += topology.problems.map { "mesh: \($0)" } + (mesh?.warnings ?? []).map { "mesh: \($0)" }
             if mesh == nil {

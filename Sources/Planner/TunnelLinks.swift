@@ -10,6 +10,9 @@ struct TunnelLinks {
         static let greWithKey = 28
         static let fou = 8
         static let vxlan = 50
+        /// RFC 791 header, UDP, and 32 bytes of its own; over IPv6 20 more.
+        static let wireGuard = 60
+        static let wireGuardOverV6 = 80
         /// What eBPF host routing takes off a device without Ethernet header: the kernel compares a length that still
         /// has the pod's 14 bytes with the MTU plus 4.
         static let ebpfAllowance = 10
@@ -87,7 +90,7 @@ struct TunnelLinks {
         case .ipip(_, _, let fou): Overhead.ipip + (fou == nil ? 0 : Overhead.fou)
         case .gre(_, _, _, let fou): Overhead.greWithKey + (fou == nil ? 0 : Overhead.fou)
         case .vxlan: Overhead.vxlan
-        case .wireguard: 60
+        case .wireguard: Overhead.wireGuard
         }
     }
 

@@ -2,31 +2,15 @@ import CLinux
 import Model
 import Netlink
 
-/// A peer as the kernel has it.
-public struct KernelPeer: Equatable, Sendable {
-    public var configuration: WireGuardPeer
-    /// Seconds since 1970; 0: never.
-    public var lastHandshake: Int64 = 0
-    public var receivedBytes: UInt64 = 0
-    public var sentBytes: UInt64 = 0
-    public init(configuration: WireGuardPeer) { self.configuration = configuration }
-}
-
-/// A device as the kernel has it.
-public struct KernelWireGuardDevice: Equatable, Sendable {
-    /// nil: it has no private key yet.
-    public var publicKey: WireGuardKey?
-    public var listenPort: UInt16 = 0
-    public var peers: [WireGuardKey: KernelPeer] = [:]
-    public init() {}
-}
-
 /// Generic netlink family `wireguard` (linux/wireguard.h).
-public final class KernelWireGuard {
+public final class KernelWireGuard: WireGuardControl {
     private let socket: NetlinkSocket
     private var family: UInt16?
 
     public init() throws { socket = try NetlinkSocket(bus: NETLINK_GENERIC) }
+
+    /// Whether this kernel has WireGuard, or can load it.
+    public var isAvailable: Bool { (try? resolve("")) != nil }
 
     private func resolve(_ name: String) throws -> UInt16 {
         if let family { return family }
@@ -42,12 +26,12 @@ public final class KernelWireGuard {
     // MARK: reading
 
     /// `wg show NAME dump`, but for the private key. nil where there is no such device.
-    public func device(_ name: String) throws -> KernelWireGuardDevice? {
+    public func device(_ name: String) throws -> WireGuardStatus? {
         let header = genlmsghdr(cmd: UInt8(WG_CMD_GET_DEVICE.rawValue), version: 1, reserved: 0)
         let request = NetlinkMessage(
             "wg show \(name)", type: try resolve(name), flags: UInt16(NLM_F_DUMP), header: header
         ) { $0.string(WGDEVICE_A_IFNAME.rawValue, name) }
-        var device = KernelWireGuardDevice()
+        var device = WireGuardStatus()
         do {
             try socket.dump(request) { reply in
                 for attribute in reply.attributes(after: MemoryLayout<genlmsghdr>.size) {
@@ -68,12 +52,12 @@ public final class KernelWireGuard {
     }
 
     /// A peer with many allowed addresses comes in parts.
-    private static func read(peer attributes: NetlinkAttributes, into device: inout KernelWireGuardDevice) {
+    private static func read(peer attributes: NetlinkAttributes, into device: inout WireGuardStatus) {
         guard
             let key = attributes.first(where: { UInt32($0.type) == WGPEER_A_PUBLIC_KEY.rawValue })
                 .flatMap({ WireGuardKey(bytes: $0.bytes) })
         else { return }
-        var peer = device.peers[key] ?? KernelPeer(configuration: WireGuardPeer(publicKey: key))
+        var peer = device.peers[key] ?? PeerStatus(configuration: WireGuardPeer(publicKey: key))
         for attribute in attributes {
             let bytes = attribute.bytes
             switch UInt32(attribute.type) {

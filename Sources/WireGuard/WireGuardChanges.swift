@@ -18,8 +18,11 @@ public enum WireGuardChanges {
     /// - Parameters:
     ///   - previous: what was wanted last; nil after a start.
     ///   - now: seconds since 1970.
+    ///   - isRouted: whether packets for an address go through the device itself. A peer that has moved there, by a
+    ///     packet that came through another tunnel, would never be reached again: what is sent to it is sent to it again.
     public static func between(
-        _ there: [WireGuardKey: KernelPeer], _ wanted: [WireGuardPeer], previous: [WireGuardPeer]?, now: Int64
+        _ there: [WireGuardKey: PeerStatus], _ wanted: [WireGuardPeer], previous: [WireGuardPeer]?, now: Int64,
+        isRouted: (IPAddress) -> Bool = { _ in false }
     ) -> [WireGuardChange] {
         var changes: [WireGuardChange] = []
         let keys = Set(wanted.map(\.publicKey))
@@ -37,7 +40,8 @@ public enum WireGuardChanges {
             if let told = peer.endpoint, told != old.configuration.endpoint {
                 let isNews = before[peer.publicKey].map { $0 != told } ?? false
                 let isSilent = now - old.lastHandshake > handshakeLifetime
-                if isNews || isSilent || old.configuration.endpoint == nil { endpoint = told }
+                let isLoop = old.configuration.endpoint.map { isRouted($0.address) } ?? true
+                if isNews || isSilent || isLoop { endpoint = told }
             }
             let oldNetworks = Set(old.configuration.allowedIPs)
             let isSmaller = !oldNetworks.isSubset(of: peer.allowedIPs)

@@ -149,17 +149,31 @@ metadata: {name: default, labels: {team: shop}}
 Y
 }
 
+# unprivileged NODE COMMAND...: becomes the command, on the node, as an unprivileged user with CAP_NET_ADMIN as its whole
+# bounding set, /proc/sys read-only, and a /run/wireguard of the node's own. exec all the way down, so that the process id
+# is the command's.
+unprivileged() {
+    local node=$1
+    shift
+    mkdir -p /run/wireguard
+    exec ip netns exec "$P-$node" unshare -m sh -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys &&
+        mount --bind "$0" /run/wireguard && exec "$@"' "$D/$node/wireguard" \
+        setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin \
+        --bounding-set -all,+net_admin "$@"
+}
+
 helper() {
     local node=$1
-    mkdir -p "$D/$node"
-    chown 65534:65534 "$D/$node"
+    mkdir -p "$D/$node/wireguard"
+    chown 65534:65534 "$D/$node" "$D/$node/wireguard"
     chmod 2770 "$D/$node"
-    # An unprivileged user with CAP_NET_ADMIN as its whole bounding set, and /proc/sys read-only.
-    # exec all the way down, so that the process id is culvertd's own.
-    (exec ip netns exec "$P-$node" unshare -m sh -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"' sh \
-        setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin \
-        --bounding-set -all,+net_admin \
-        "$BIN/culvertd" run ${LAB_CONFIG:+--config "$LAB_CONFIG"} --node "$node" --inventory "$D/inventory" \
+    # LAB_WIREGUARD names a program that speaks WireGuard where the kernel does not; one for all runs of the helper.
+    if [ -n "${LAB_WIREGUARD:-}" ] && [ ! -e "$D/$node.wireguard.pid" ]; then
+        (unprivileged "$node" "$LAB_WIREGUARD" -f cni-culvert-wg >> "$D/$node.wireguard.log" 2>&1 < /dev/null) &
+        echo $! > "$D/$node.wireguard.pid"
+        for _ in $(seq 100); do [ -S "$D/$node/wireguard/cni-culvert-wg.sock" ] && break; sleep 0.1; done
+    fi
+    (unprivileged "$node" "$BIN/culvertd" run ${LAB_CONFIG:+--config "$LAB_CONFIG"} --node "$node" --inventory "$D/inventory" \
         --run-dir "$D/$node" --state-dir "$D/$node/state" --log-level "${LAB_LOG_LEVEL:-info}" >> "$D/$node.log" 2>&1 < /dev/null) &
     echo $! > "$D/$node.pid"
     for _ in $(seq 300); do

@@ -54,6 +54,9 @@ int culvert_route_socket(void);
 /// listener's backlog is full.
 int culvert_seqpacket_connect(const char *path);
 
+/// Connects a `SOCK_STREAM` Unix socket whose calls end after `seconds`. Negative errno on failure.
+int culvert_stream_connect(const char *path, int seconds);
+
 /// Listens on a `SOCK_SEQPACKET` Unix socket at `path`, mode `mode`. Only a socket is ever replaced there.
 /// Negative errno on failure (`-EEXIST`: something that is not a socket is in the way).
 int culvert_seqpacket_listen(const char *path, int backlog, unsigned mode);
