@@ -15,7 +15,7 @@ public struct Node: Equatable, Sendable {
     }
     /// Only changed while nobody else holds it.
     private final class Storage: @unchecked Sendable {
-        var fields: Fields
+        @exclusivity(unchecked) var fields: Fields
         init(_ fields: Fields) { self.fields = fields }
     }
     private var storage: Storage
@@ -32,38 +32,38 @@ public struct Node: Equatable, Sendable {
     public static func == (a: Node, b: Node) -> Bool { a.storage === b.storage || a.storage.fields == b.storage.fields }
 
     public var name: String {
-        get { storage.fields.name }
+        _read { yield storage.fields.name }
         _modify { yield &fields.name }
     }
     public var labels: [String: String] {
-        get { storage.fields.labels }
+        _read { yield storage.fields.labels }
         _modify { yield &fields.labels }
     }
     public var annotations: [String: String] {
-        get { storage.fields.annotations }
+        _read { yield storage.fields.annotations }
         _modify { yield &fields.annotations }
     }
     /// InternalIP addresses; the first is the node address.
     public var internalIPs: [IPAddress] {
-        get { storage.fields.internalIPs }
+        _read { yield storage.fields.internalIPs }
         _modify { yield &fields.internalIPs }
     }
     public var externalIPs: [IPAddress] {
-        get { storage.fields.externalIPs }
+        _read { yield storage.fields.externalIPs }
         _modify { yield &fields.externalIPs }
     }
     /// Address of `cilium_host`.
     public var overlayAddresses: [IPAddress] {
-        get { storage.fields.overlayAddresses }
+        _read { yield storage.fields.overlayAddresses }
         _modify { yield &fields.overlayAddresses }
     }
     public var podCIDRs: [IPNetwork] {
-        get { storage.fields.podCIDRs }
+        _read { yield storage.fields.podCIDRs }
         _modify { yield &fields.podCIDRs }
     }
     /// What its annotations say about the mesh.
     public var mesh: MeshAnnotations {
-        get { storage.fields.mesh }
+        _read { yield storage.fields.mesh }
         _modify { yield &fields.mesh }
     }
 

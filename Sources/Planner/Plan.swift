@@ -60,6 +60,14 @@ public struct PolicyPlan: Equatable, Sendable {
 }
 
 public enum Planner {
+    /// By table, destination and metric. Thousands of routes: their numbers are sorted, which are easier to move.
+    private static func inOrder(_ routes: [Route]) -> [Route] {
+        routes.indices.sorted { a, b in
+            (routes[a].table, routes[a].destination, routes[a].metric)
+                < (routes[b].table, routes[b].destination, routes[b].metric)
+        }.map { routes[$0] }
+    }
+
     /// Destinations that always keep their normal path, whatever the cluster looks like.
     static let alwaysKept = ["169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"].compactMap { IPNetwork($0) }
 
@@ -240,7 +248,7 @@ public enum Planner {
         mesh?.add(to: &plan.host, tunnels: tunnels)
         plan.meshMTU = mesh?.pathMTU(tunnels) ?? []
         plan.host.neighbours = Array(Set(plan.host.neighbours)).sorted { ($0.device, $0.peer) < ($1.device, $1.peer) }
-        plan.host.routes.sort { ($0.table, $0.destination, $0.metric) < ($1.table, $1.destination, $1.metric) }
+        plan.host.routes = inOrder(plan.host.routes)
 
         // What comes out of a tunnel is routed by the main table, or by that of its egress interface.
         let tableByIdentity = Dictionary(
