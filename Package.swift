@@ -35,6 +35,8 @@ let package = Package(
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
         .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
     ],
@@ -68,6 +70,15 @@ let package = Package(
         .target(name: "WireGuard", dependencies: ["Model", "Netlink", "CMnl", "CLinux"]),
         .target(
             name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", .product(name: "Yams", package: "Yams")]),
+        .target(
+            name: "Kubernetes",
+            dependencies: [
+                "Inventory", "Model", "Jansson", "CLinux",
+                .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOHTTP1", package: "swift-nio"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+                .product(name: "Logging", package: "swift-log"),
+            ]),
         .target(name: "Planner", dependencies: ["Model", "Jansson"]),
         .target(
             name: "Datapath",
@@ -86,7 +97,7 @@ let package = Package(
         .executableTarget(
             name: "culvertd",
             dependencies: [
-                "API", "Datapath", "Inventory", "Planner", "Model", "CLinux",
+                "API", "Datapath", "Inventory", "Kubernetes", "Planner", "Model", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "Logging", package: "swift-log"),

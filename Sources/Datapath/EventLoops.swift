@@ -6,24 +6,24 @@ import Netlink
 
 /// The threads that wait for the kernel and for files, and tell the agent.
 public enum EventLoops {
-    /// Kernel events of both kinds and changes of the inventory directory, for as long as the process lives.
+    /// Kernel events of both kinds and changes of the inventory, for as long as the process lives.
     ///
     /// - Throws: where the kernel's notifications cannot be had.
-    public static func start(agent: NodeAgent, inventoryDirectory: String, logger: Logger) async throws {
+    public static func start(agent: NodeAgent, logger: Logger) async throws {
         let ports = await agent.eventPorts
         let (drift, driftSignal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         let (deletions, deletionSignal) = AsyncStream.makeStream(of: Int32.self)
-        let (inventory, inventorySignal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         let host = try HostEventLoop(
             ports: ports.route, drift: driftSignal, deletions: deletionSignal, logger: logger)
         try BlockingThread.start("kernel notifications") { host.run() }
         let firewall = try FirewallEventLoop(port: ports.firewall, drift: driftSignal, logger: logger)
         try BlockingThread.start("nftables notifications") { firewall.run() }
-        try BlockingThread.start("the inventory directory") {
-            watchInventory(inventoryDirectory, changed: inventorySignal)
+        if let files = agent.source as? FileSource {
+            try BlockingThread.start("the inventory directory") { files.watch() }
         }
         if await agent.configuration.mesh.enabled { Task { await watchMesh(agent: agent) } }
-        Task { for await _ in inventory { await agent.inventoryChanged() } }
+        Task { for await _ in agent.source.changes { await agent.inventoryChanged() } }
+        Task { for await annotations in agent.publications { await agent.source.publish(annotations: annotations) } }
         Task {
             for await _ in drift {
                 await agent.kernelChanged()
@@ -104,21 +104,6 @@ public enum EventLoops {
                     drift.yield()
                     sleep(1)
                 }
-            }
-        }
-    }
-
-    /// Tells of every change of the directory, also when it appears, for as long as the process lives.
-    private static func watchInventory(_ directory: String, changed: AsyncStream<Void>.Continuation) {
-        var watch: DirectoryWatch?
-        while true {
-            if let present = watch, access(directory, R_OK) == 0 {
-                if present.wait(milliseconds: 5000) { changed.yield() }
-            } else {
-                watch = DirectoryWatch(directory)
-                if watch == nil { sleep(1) }
-                // Whatever happened before the watch began.
-                changed.yield()
             }
         }
     }

@@ -15,18 +15,15 @@ import WireGuard
 public actor NodeAgent {
     public struct Settings: Sendable {
         public var nodeName: String
-        public var inventoryDirectory: String
         public var runDirectory: String
         public var configuration: Configuration
         /// nil: this node has no part in a mesh.
         public var keys: WireGuardKeyFile?
         public init(
-            nodeName: String, inventoryDirectory: String, runDirectory: String, configuration: Configuration,
-            keys: WireGuardKeyFile? = nil
+            nodeName: String, runDirectory: String, configuration: Configuration, keys: WireGuardKeyFile? = nil
         ) {
             self.keys = keys
             self.nodeName = nodeName
-            self.inventoryDirectory = inventoryDirectory
             self.runDirectory = runDirectory
             self.configuration = configuration
         }
@@ -36,13 +33,16 @@ public actor NodeAgent {
     private let logger: Logger
     private let store: AttachmentStore
     private let reconciler: Reconciler
-    private var files: FileInventory
+    public nonisolated let source: any InventorySource
     public private(set) var inventory = Inventory()
     public private(set) var facts: LocalFacts
     private var attachments: [String: Attachment] = [:]
     public private(set) var plan = Plan()
     /// Why the kernel is not as planned; empty when it is.
     public private(set) var datapathProblem = ""
+    /// What this node has to say of itself, whenever that changes.
+    nonisolated let publications: AsyncStream<[String: String]>
+    private let publication: AsyncStream<[String: String]>.Continuation
     /// Why WireGuard is not as planned; empty when it is.
     public private(set) var meshProblem = ""
     private var savedIDs = AssignedIDs()
@@ -56,13 +56,15 @@ public actor NodeAgent {
     private var discoveredEndpoints: [WireGuardKey: SocketAddress] = [:]
 
     /// - Throws: where a netlink socket or the run directory cannot be had.
-    public init(settings: Settings, logger: Logger) throws {
+    public init(settings: Settings, source: any InventorySource, logger: Logger) throws {
         self.settings = settings
+        self.source = source
         self.logger = logger
         store = AttachmentStore(runDirectory: settings.runDirectory)
         try store.prepare()
         reconciler = try Reconciler(privateKey: settings.keys?.privateKey)
-        files = FileInventory(directory: settings.inventoryDirectory)
+        (publications, publication) = AsyncStream.makeStream(
+            of: [String: String].self, bufferingPolicy: .bufferingNewest(1))
         facts = LocalFacts(nodeName: settings.nodeName)
     }
 
@@ -72,8 +74,8 @@ public actor NodeAgent {
 
     /// Takes over what an earlier run left: attachments whose link is still there, numbers, kernel state. Drains the
     /// DELs that came in between. To be called once, before `cni.sock` listens.
-    public func start() throws {
-        inventory = files.read()
+    public func start() async throws {
+        inventory = await source.inventory()
         reportProblems()
         savedIDs = store.loadIDs()
         plan.ids = savedIDs
@@ -114,12 +116,17 @@ public actor NodeAgent {
         facts.publicKey = settings.keys?.publicKey
         facts.resolvedNames = resolvedNames
         do {
-            try store.publish(
+            try publish(
                 PublishedNode(
                     facts: facts, discovered: discoveredEndpoints, configuration: settings.configuration,
                     node: inventory.nodes[settings.nodeName],
                     wireGuardAddress: plan.host.links.first { $0.kind == .wireguard }?.address, lastSeen: lastSeen))
         } catch { logger.error("\(error)") }
+    }
+
+    private func publish(_ node: PublishedNode) throws {
+        publication.yield(node.annotations)
+        try store.publish(node)
     }
 
     private func replan() {
@@ -130,6 +137,18 @@ public actor NodeAgent {
         plan = Planner.plan(
             configuration: settings.configuration, localFacts: facts, inventory: inventory, attachments: all,
             previousIDs: plan.ids)
+        let withoutGateway = plan.policies.filter { $0.gateway == nil && $0.attachments > 0 && $0.problem != "" }
+        if !withoutGateway.isEmpty {
+            let source = source
+            Task {
+                for policy in withoutGateway {
+                    await source.record(
+                        ObjectEvent(
+                            .policy(name: policy.name, source: policy.source), reason: "NoGateway",
+                            message: policy.problem))
+                }
+            }
+        }
     }
 
     /// Saves the numbers first: after a crash they must be those that the kernel has.
@@ -171,9 +190,9 @@ public actor NodeAgent {
 
     // MARK: events
 
-    /// The inventory directory may have changed.
-    public func inventoryChanged() {
-        let new = files.read()
+    /// The inventory may have changed.
+    public func inventoryChanged() async {
+        let new = await source.inventory()
         guard new != inventory else { return }
         inventory = new
         reportProblems()
@@ -303,7 +322,7 @@ public actor NodeAgent {
     // MARK: requests of the plugin
 
     /// Serves one request. `descriptor` is the pod's netlink socket, already checked, or -1; it is closed here.
-    public func serve(_ request: HelperRequest, descriptor: Int32) -> HelperResponse {
+    public func serve(_ request: HelperRequest, descriptor: Int32) async -> HelperResponse {
         let pod: PodNetwork?
         do { pod = descriptor >= 0 ? try PodNetwork(adopting: descriptor) : nil } catch {
             return .failed(CNIError(.datapathFailure, "\(error)"))
@@ -312,7 +331,11 @@ public actor NodeAgent {
             switch request.command {
             case .add:
                 guard let pod else { throw CNIError(.requestRefused, "ADD came without the pod's netlink socket") }
-                return .done(routes: try add(request, pod))
+                try await identify(request)
+                do throws(CNIError) { return .done(routes: try add(request, pod)) } catch {
+                    if error.code == CNIError.Code.policyRefused.rawValue { record(error, request) }
+                    throw error
+                }
             case .check:
                 guard let pod else { throw CNIError(.requestRefused, "CHECK came without the pod's netlink socket") }
                 try check(request, pod)
@@ -355,11 +378,15 @@ public actor NodeAgent {
             throw CNIError(
                 .datapathFailure, "the pod has no interface \(request.interfaceName)", details: "\(error)")
         }
+        // Should the pod vanish from the inventory before its DEL, it keeps what it had.
+        let known = inventory.pods.first {
+            $0.namespace == request.podNamespace && $0.name == request.podName && $0.hasUID(request.podUID)
+        }
         var attachment = Attachment(
             containerID: request.containerID, interfaceName: request.interfaceName, network: request.network,
             podNamespace: request.podNamespace, podName: request.podName, podUID: request.podUID,
             addresses: addresses,
-            labels: Dictionary(request.labels, uniquingKeysWith: { _, last in last }),
+            labels: known?.labels ?? Dictionary(request.labels, uniquingKeysWith: { _, last in last }),
             annotations: Dictionary(request.annotations, uniquingKeysWith: { _, last in last }),
             defaultPolicy: request.defaultPolicy)
         if interface.kind == "veth" || interface.kind == "netkit", interface.isInOtherNamespace {
@@ -414,6 +441,34 @@ public actor NodeAgent {
             _ = try? pod.setRoutes([], interface: interface.index)
             throw CNIError(.datapathFailure, "the pod's routing cannot be programmed", details: "\(error)")
         }
+    }
+
+    /// Waits until the inventory knows the pod, and takes what it then says.
+    private func identify(_ request: HelperRequest) async throws(CNIError) {
+        let pod = PodReference(
+            namespace: request.podNamespace, name: request.podName, uid: request.podUID,
+            isDecided: request.annotations.contains { $0.0 == Planner.policyAnnotation },
+            deadline: .now + .milliseconds(request.timeoutMilliseconds))
+        let lookup: PodLookup
+        do { lookup = try await source.identify(pod) } catch {
+            throw CNIError(.tryAgainLater, error.message)
+        }
+        guard lookup.origin == .get || lookup.origin == .watch else { return }
+        let new = await source.inventory()
+        if new != inventory {
+            inventory = new
+            reportProblems()
+        }
+    }
+
+    /// An Event on a pod that may not start.
+    private func record(_ error: CNIError, _ request: HelperRequest) {
+        guard !request.podNamespace.isEmpty, !request.podName.isEmpty else { return }
+        let event = ObjectEvent(
+            .pod(namespace: request.podNamespace, name: request.podName, uid: request.podUID),
+            reason: "EgressRefused", message: error.message)
+        let source = source
+        Task { await source.record(event) }
     }
 
     /// Undoes an ADD whose answer nobody took.

@@ -28,7 +28,7 @@ public struct FileInventory: Sendable {
     public mutating func read() -> Inventory {
         var problems: [InventoryProblem] = []
         guard let names = try? FileManager.default.contentsOfDirectory(atPath: directory) else {
-            var inventory = FileInventory.assemble(lastGood)
+            var inventory = Inventory(assembling: lastGood)
             inventory.problems.insert(
                 InventoryProblem(
                     file: directory,
@@ -57,7 +57,7 @@ public struct FileInventory: Sendable {
             contents[file] = (signature, found)
             problems += found
         }
-        var inventory = FileInventory.assemble(lastGood)
+        var inventory = Inventory(assembling: lastGood)
         inventory.problems = problems + inventory.problems
         return inventory
     }
@@ -85,80 +85,5 @@ public struct FileInventory: Sendable {
                         message: $0.message + " (the file's last good content stays in force)")
                 }
         }
-    }
-
-    /// All objects of all files as one inventory. Of an object that is there twice the first, by file name, counts.
-    static func assemble(_ files: [String: [ManifestObject]]) -> Inventory {
-        var inventory = Inventory()
-        var ciliumNodes: [(String, [IPAddress], [IPAddress], [IPAddress], [IPNetwork])] = []
-        var published: [Node] = []
-        var seen: [String: String] = [:]
-        func isNew(_ key: String, _ file: String) -> Bool {
-            if let first = seen[key] {
-                inventory.problems.append(
-                    InventoryProblem(file: file, message: "\(key) is in \(first) already, which counts"))
-                return false
-            }
-            seen[key] = file
-            return true
-        }
-        for (file, objects) in files.sorted(by: { $0.key < $1.key }) {
-            for object in objects {
-                switch object {
-                case .node(let node):
-                    if isNew("Node \(node.name)", file) { inventory.nodes[node.name] = node }
-                case .publishedNode(let node):
-                    if isNew("published Node \(node.name)", file) { published.append(node) }
-                case .ciliumNode(let name, let internals, let externals, let overlay, let cidrs):
-                    if isNew("CiliumNode \(name)", file) {
-                        ciliumNodes.append((name, internals, externals, overlay, cidrs))
-                    }
-                case .pod(let pod):
-                    if isNew("Pod \(pod.namespace)/\(pod.name)", file) { inventory.pods.append(pod) }
-                case .namespace(let name, let labels):
-                    if isNew("Namespace \(name)", file) { inventory.namespaces[name] = labels }
-                case .policy(let policy):
-                    if isNew("\(policy.source.rawValue) \(policy.name)", file) { inventory.policies.append(policy) }
-                case .peer(let peer):
-                    if isNew("Peer \(peer.name)", file) { inventory.peers.append(peer) }
-                case .ciliumConfig(let data):
-                    if isNew("ConfigMap cilium-config", file) { inventory.cilium = CiliumSettings(data: data) }
-                }
-            }
-        }
-        for part in published {
-            guard var node = inventory.nodes[part.name] else {
-                inventory.nodes[part.name] = part
-                continue
-            }
-            node.labels.merge(part.labels) { _, new in new }
-            node.annotations.merge(part.annotations) { _, new in new }
-            node.internalIPs = Manifests.unique(part.internalIPs + node.internalIPs)
-            node.overlayAddresses = Manifests.unique(part.overlayAddresses + node.overlayAddresses)
-            inventory.nodes[part.name] = node
-        }
-        for (name, internals, externals, overlay, cidrs) in ciliumNodes {
-            var node = inventory.nodes[name] ?? Node(name: name)
-            node.internalIPs = Manifests.unique(node.internalIPs + internals)
-            node.externalIPs = Manifests.unique(node.externalIPs + externals)
-            node.overlayAddresses = Manifests.unique(node.overlayAddresses + overlay)
-            // What Cilium's own IPAM says goes before the Node.
-            if !cidrs.isEmpty { node.podCIDRs = Manifests.unique(cidrs) }
-            inventory.nodes[name] = node
-        }
-        for (name, node) in inventory.nodes {
-            inventory.nodes[name]?.overlayAddresses = Manifests.unique(
-                node.overlayAddresses + Manifests.lastOverlayAddress(node))
-        }
-        for name in inventory.nodes.keys.sorted() {
-            guard let node = inventory.nodes[name] else { continue }
-            let (mesh, problems) = MeshAnnotationReader.read(node)
-            inventory.nodes[name]?.mesh = mesh
-            inventory.problems += problems
-        }
-        inventory.peers.sort { $0.name < $1.name }
-        inventory.pods.sort { ($0.namespace, $0.name) < ($1.namespace, $1.name) }
-        inventory.policies.sort { $0.sortKey < $1.sortKey }
-        return inventory
     }
 }

@@ -6,10 +6,21 @@ import Model
 /// their defaults.
 public struct HelperConfiguration: Equatable, Sendable {
     public var node: String?
+    public var source = Source.file
+    /// `file`: directory of manifests.
     public var inventoryPath = "/etc/culvert/inventory.d"
+    /// `kubernetes`: a kubeconfig; nil: the pod's service account.
+    public var kubeconfig: String?
+    /// `kubernetes`: instead of the kubeconfig's current one.
+    public var context: String?
+    /// `kubernetes`: instead of the API server that the environment or the kubeconfig names.
+    public var server: String?
     public var planner = Configuration()
     public var logLevel = "info"
     public init() {}
+
+    /// Where nodes, pods and policies come from.
+    public enum Source: String, Sendable { case file, kubernetes }
 
     public struct Failure: Error, Equatable, CustomStringConvertible {
         public let description: String
@@ -42,12 +53,16 @@ public struct HelperConfiguration: Equatable, Sendable {
             root, ["node", "inventory", "encapsulation", "mesh", "egress", "cluster", "listen", "log"])
         node = try root.string("node")
         if let inventory = try root.object("inventory") {
-            try HelperConfiguration.only(inventory, ["source", "path"])
-            let source = try inventory.string("source") ?? "file"
-            guard source == "file" else {
-                throw inventory.fail("source", "\"\(source)\" is not supported by this release; it must be file")
+            try HelperConfiguration.only(inventory, ["source", "path", "kubeconfig", "context", "server"])
+            let name = try inventory.string("source") ?? "file"
+            guard let source = Source(rawValue: name) else {
+                throw inventory.fail("source", "\"\(name)\" is none of file, kubernetes")
             }
+            self.source = source
             inventoryPath = try inventory.string("path") ?? inventoryPath
+            kubeconfig = try inventory.string("kubeconfig")
+            context = try inventory.string("context")
+            server = try inventory.string("server")
         }
         if let encapsulation = try root.object("encapsulation") {
             try HelperConfiguration.only(encapsulation, ["protocol", "overlay", "strategy"])

@@ -7,13 +7,24 @@ public enum ManifestObject: Equatable, Sendable {
     /// A Node of metadata only, as nodes publish it of themselves: goes over the Node of that name.
     case publishedNode(Node)
     /// Addresses and pod CIDRs of the Node of this name.
-    case ciliumNode(
-        name: String, internalIPs: [IPAddress], externalIPs: [IPAddress], overlay: [IPAddress], podCIDRs: [IPNetwork])
+    case ciliumNode(CiliumNode)
     case pod(Pod)
     case namespace(name: String, labels: [String: String])
     case policy(EgressPolicy)
     case peer(MeshPeer)
     case ciliumConfig([String: String])
+}
+
+/// What a CiliumNode (cilium.io/v2), or Cilium's key-value store, says of the Node of its name.
+public struct CiliumNode: Equatable, Sendable {
+    public var name: String
+    public var internalIPs: [IPAddress] = []
+    public var externalIPs: [IPAddress] = []
+    /// Addresses of `cilium_host`.
+    public var overlayAddresses: [IPAddress] = []
+    /// Of whatever IPAM mode; empty where a node has addresses and no networks.
+    public var podCIDRs: [IPNetwork] = []
+    public init(name: String) { self.name = name }
 }
 
 /// Kubernetes manifests: YAML or JSON, one or more documents, `List`s too.
@@ -34,6 +45,22 @@ public enum Manifests {
             }
         }
         return problems.isEmpty ? .success(objects) : .failure(Problems(list: problems))
+    }
+
+    /// One object as an API server sends it.
+    public static func read(_ object: JSON) -> Result<[ManifestObject], InventoryProblem> {
+        var objects: [ManifestObject] = []
+        do throws(ManifestReader.Failure) {
+            try read(ManifestReader(object), into: &objects, depth: 0)
+            return .success(objects)
+        } catch {
+            let metadata = object["metadata"]
+            let name = [metadata?["namespace"]?.string, metadata?["name"]?.string].compactMap { $0 }
+            return .failure(
+                InventoryProblem(
+                    file: "\(object["kind"]?.string ?? "object") \(name.joined(separator: "/"))", field: error.field,
+                    message: error.message))
+        }
     }
 
     public struct Problems: Error, Equatable {
@@ -60,7 +87,7 @@ public enum Manifests {
             let status = try reader.object("status")
             let isWhole = spec != nil || status != nil
             objects.append(isWhole ? .node(try node(reader)) : .publishedNode(try node(reader)))
-        case ("cilium.io", "CiliumNode"): objects.append(try ciliumNode(reader))
+        case ("cilium.io", "CiliumNode"): objects.append(.ciliumNode(try ciliumNode(reader)))
         case ("", "Pod"): objects.append(.pod(try pod(reader)))
         case ("", "Namespace"):
             let metadata = try metadata(reader)
@@ -151,31 +178,31 @@ public enum Manifests {
         return values.filter { seen.insert($0).inserted }
     }
 
-    private static func ciliumNode(_ reader: ManifestReader) throws(ManifestReader.Failure) -> ManifestObject {
-        let name = try metadata(reader).required("name")
-        var internalIPs: [IPAddress] = []
-        var externalIPs: [IPAddress] = []
-        var overlay: [IPAddress] = []
-        var podCIDRs: [IPNetwork] = []
-        if let spec = try reader.object("spec") {
-            for entry in try spec.objects("addresses") ?? [] {
-                guard let address = try address(entry, "ip") else { continue }
-                switch try entry.string("type") ?? "" {
-                case "InternalIP": internalIPs.append(address)
-                case "ExternalIP": externalIPs.append(address)
-                case "CiliumInternalIP": overlay.append(address)
-                default: break
-                }
-            }
-            if let ipam = try spec.object("ipam") {
-                podCIDRs = try ipam.networks("podCIDRs")
-                for pool in try ipam.object("pools")?.objects("allocated") ?? [] {
-                    podCIDRs += try pool.networks("cidrs")
-                }
+    private static func ciliumNode(_ reader: ManifestReader) throws(ManifestReader.Failure) -> CiliumNode {
+        var node = CiliumNode(name: try metadata(reader).required("name"))
+        guard let spec = try reader.object("spec") else { return node }
+        for entry in try spec.objects("addresses") ?? [] {
+            guard let address = try address(entry, "ip") else { continue }
+            switch try entry.string("type") ?? "" {
+            case "InternalIP": node.internalIPs.append(address)
+            case "ExternalIP": node.externalIPs.append(address)
+            case "CiliumInternalIP": node.overlayAddresses.append(address)
+            default: break
             }
         }
-        return .ciliumNode(
-            name: name, internalIPs: internalIPs, externalIPs: externalIPs, overlay: overlay, podCIDRs: podCIDRs)
+        if let ipam = try spec.object("ipam") {
+            // kubernetes and cluster-pool: one list. multi-pool: networks of every pool.
+            node.podCIDRs = try ipam.networks("podCIDRs")
+            for pool in try ipam.object("pools")?.objects("allocated") ?? [] {
+                node.podCIDRs += try pool.networks("cidrs")
+            }
+            // CRD mode, and clouds' own (ENI, Azure): single addresses, and no network.
+            if node.podCIDRs.isEmpty, let pool = try ipam.object("pool") {
+                node.podCIDRs = (pool.value.members ?? []).compactMap { IPAddress($0.key) }.map { IPNetwork(host: $0) }
+                    .sorted()
+            }
+        }
+        return node
     }
 
     private static func pod(_ reader: ManifestReader) throws(ManifestReader.Failure) -> Pod {

@@ -253,7 +253,7 @@ public struct Inventory: Equatable, Sendable {
 }
 
 /// Something in the inventory that was not understood.
-public struct InventoryProblem: Hashable, Sendable, CustomStringConvertible {
+public struct InventoryProblem: Error, Hashable, CustomStringConvertible {
     public let file: String
     /// 1-based; 0 for the file as a whole.
     public let document: Int

@@ -71,6 +71,9 @@ public enum Planner {
     /// Destinations that always keep their normal path, whatever the cluster looks like.
     static let alwaysKept = ["169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"].compactMap { IPNetwork($0) }
 
+    /// Of a pod: the policy's name, or `none`.
+    public static let policyAnnotation = "culvert.dev/egress-policy"
+
     /// The one pure function in the middle: no I/O, no clock, no random numbers.
     public static func plan(
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],

@@ -67,7 +67,7 @@ struct PolicyAssignment {
         case refused(String)
     }
 
-    static let annotation = "culvert.dev/egress-policy"
+    static let annotation = Planner.policyAnnotation
 
     /// Strongest first: the annotation, selectors, `defaultPolicy` (design.md, "Per-pod choices").
     func policies(for attachment: Attachment) -> Choice {

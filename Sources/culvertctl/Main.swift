@@ -122,6 +122,7 @@ struct StatusCommand: AsyncParsableCommand {
             ] {
                 text += "\(label):".padding(toLength: 18, withPad: " ", startingAt: 0) + Table.cell(status[key]) + "\n"
             }
+            if let inventory = status["inventory"] { text += "Inventory:        \(InventoryText.line(inventory))\n" }
             if let rows = attachments.elements, !rows.isEmpty { text += "\n" + AttachmentTable.render(rows) }
             let counted = (status["firewall"]?.elements ?? []).filter { ($0["packets"]?.integer ?? 0) > 0 }
             if !counted.isEmpty {
@@ -137,6 +138,21 @@ struct StatusCommand: AsyncParsableCommand {
             }
             return text
         }
+    }
+}
+
+/// Where the inventory comes from, in a line.
+enum InventoryText {
+    static func line(_ inventory: JSON) -> String {
+        let place = inventory["server"] ?? inventory["path"] ?? inventory["endpoints"]
+        var text = Table.cell(inventory["source"]) + (place.map { ", " + Table.cell($0) } ?? "")
+        if let age = inventory["fromDiskSeconds"]?.integer {
+            text += ", NOT REACHED: from disk, \(age) s old"
+        } else if inventory["synchronized"]?.bool == false {
+            text += ", not read yet"
+        }
+        let lookups = (inventory["podLookups"]?.members ?? []).map { "\($0.key) \(Table.cell($0.value["count"]))" }
+        return text + (lookups.isEmpty ? "" : "; pods judged by " + lookups.joined(separator: ", "))
     }
 }
 

@@ -64,12 +64,15 @@ struct Run: AsyncParsableCommand {
         let isReady = Ready()
         do {
             let keys = settings.planner.mesh.enabled ? try WireGuardKeyFile(stateDirectory: stateDir) : nil
+            settings.inventoryPath = directory
+            let source = try await InventorySources.make(
+                settings, nodeName: name, stateDirectory: stateDir, logger: logger)
             let agent = try NodeAgent(
                 settings: .init(
-                    nodeName: name, inventoryDirectory: directory, runDirectory: runDir,
-                    configuration: settings.planner, keys: keys), logger: logger)
+                    nodeName: name, runDirectory: runDir, configuration: settings.planner, keys: keys),
+                source: source, logger: logger)
             // Events first, so that nothing that happens during the start is missed.
-            try await EventLoops.start(agent: agent, inventoryDirectory: directory, logger: logger)
+            try await EventLoops.start(agent: agent, logger: logger)
             try await agent.start()
             let server = try PluginServer(path: runDir + "/cni.sock", agent: agent, logger: logger)
             let apiSocket = runDir + "/api.sock"

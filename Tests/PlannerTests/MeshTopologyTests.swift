@@ -51,7 +51,7 @@ enum MeshManifests {
 
     static func inventory(_ text: String) throws -> Inventory {
         switch Manifests.parse(text, file: "mesh.yaml") {
-        case .success(let objects): return FileInventory.assemble(["mesh.yaml": objects])
+        case .success(let objects): return Inventory(assembling: ["mesh.yaml": objects])
         case .failure(let problems): throw Unreadable(problems: problems.list)
         }
     }

@@ -1,0 +1,175 @@
+import Jansson
+import Model
+
+/// Objects as manifests, of the fields that Culvert reads: what `Manifests` reads back is the same object.
+public enum ManifestWriter {
+    /// A `List` of all of them, one a line.
+    public static func list(_ objects: [ManifestObject]) -> String {
+        "{\"apiVersion\":\"v1\",\"kind\":\"List\",\"items\":[\n"
+            + objects.map { json($0).text() }.joined(separator: ",\n") + "\n]}\n"
+    }
+
+    static func json(_ object: ManifestObject) -> JSON {
+        switch object {
+        case .node(let node): self.node(node, isWhole: true)
+        case .publishedNode(let node): self.node(node, isWhole: false)
+        case .ciliumNode(let node): ciliumNode(node)
+        case .pod(let pod): self.pod(pod)
+        case .namespace(let name, let labels):
+            make("v1", "Namespace", metadata(name: name, labels: labels))
+        case .policy(let policy): self.policy(policy)
+        case .peer(let peer): self.peer(peer)
+        case .ciliumConfig(let data):
+            make("v1", "ConfigMap", metadata(name: "cilium-config", namespace: "kube-system"), ("data", map(data)))
+        }
+    }
+
+    private static func make(_ apiVersion: String, _ kind: String, _ metadata: JSON, _ rest: (String, JSON?)...) -> JSON
+    {
+        var members = [
+            JSON.Member("apiVersion", .string(apiVersion)), JSON.Member("kind", .string(kind)),
+            JSON.Member("metadata", metadata),
+        ]
+        for (key, value) in rest { if let value { members.append(JSON.Member(key, value)) } }
+        return .object(members)
+    }
+
+    private static func metadata(
+        name: String, namespace: String? = nil, uid: String? = nil, labels: [String: String] = [:],
+        annotations: [String: String] = [:]
+    ) -> JSON {
+        .make(
+            ("name", .string(name)), ("namespace", namespace.map { .string($0) }), ("uid", uid.map { .string($0) }),
+            ("labels", labels.isEmpty ? nil : map(labels)),
+            ("annotations", annotations.isEmpty ? nil : map(annotations)))
+    }
+
+    private static func map(_ pairs: [String: String]) -> JSON {
+        .strings(pairs.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
+    }
+    private static func texts(_ values: [some CustomStringConvertible]) -> JSON {
+        .array(values.map { .string($0.description) })
+    }
+    private static func addresses(_ lists: [(String, [IPAddress])], key: String) -> JSON {
+        .array(
+            lists.flatMap { type, addresses in
+                addresses.map { .make(("type", .string(type)), (key, .string("\($0)"))) }
+            })
+    }
+
+    private static func node(_ node: Node, isWhole: Bool) -> JSON {
+        let metadata = metadata(name: node.name, labels: node.labels, annotations: node.annotations)
+        guard isWhole else { return make("v1", "Node", metadata) }
+        return make(
+            "v1", "Node", metadata, ("spec", .make(("podCIDRs", texts(node.podCIDRs)))),
+            (
+                "status",
+                .make(
+                    (
+                        "addresses",
+                        addresses(
+                            [("InternalIP", node.internalIPs), ("ExternalIP", node.externalIPs)], key: "address")
+                    ))
+            ))
+    }
+
+    private static func ciliumNode(_ node: CiliumNode) -> JSON {
+        make(
+            "cilium.io/v2", "CiliumNode", metadata(name: node.name),
+            (
+                "spec",
+                .make(
+                    (
+                        "addresses",
+                        addresses(
+                            [
+                                ("InternalIP", node.internalIPs), ("ExternalIP", node.externalIPs),
+                                ("CiliumInternalIP", node.overlayAddresses),
+                            ], key: "ip")
+                    ), ("ipam", .make(("podCIDRs", texts(node.podCIDRs)))))
+            ))
+    }
+
+    private static func pod(_ pod: Pod) -> JSON {
+        make(
+            "v1", "Pod",
+            metadata(
+                name: pod.name, namespace: pod.namespace, uid: pod.uid, labels: pod.labels,
+                annotations: pod.annotations),
+            (
+                "spec",
+                .make(
+                    ("nodeName", .string(pod.nodeName)), ("serviceAccountName", .string(pod.serviceAccount)),
+                    ("hostNetwork", .bool(pod.hostNetwork)))
+            ),
+            (
+                "status",
+                .make(
+                    ("phase", .string(pod.phase)),
+                    ("podIPs", .array(pod.addresses.map { .make(("ip", .string("\($0)"))) })))
+            ))
+    }
+
+    private static func peer(_ peer: MeshPeer) -> JSON {
+        let endpoint = peer.endpoint.map { endpoint -> JSON in
+            let host: (String, JSON) =
+                switch endpoint.host {
+                case .address(let address): ("ip", .string("\(address)"))
+                case .name(let name): ("dns", .string(name))
+                }
+            return .make(
+                ("dnsOrIP", .make(host)), ("port", .integer(Int64(endpoint.port))))
+        }
+        return make(
+            "kilo.squat.ai/v1alpha1", "Peer", metadata(name: peer.name),
+            (
+                "spec",
+                .make(
+                    ("publicKey", .string(peer.publicKey.text)),
+                    ("presharedKey", peer.presharedKey.map { .string($0.text) }), ("endpoint", endpoint),
+                    ("persistentKeepalive", .integer(Int64(peer.persistentKeepalive))),
+                    ("allowedIPs", texts(peer.allowedIPs)))
+            ))
+    }
+
+    private static func selector(_ selector: LabelSelector) -> JSON {
+        .make(
+            ("matchLabels", map(selector.matchLabels)),
+            (
+                "matchExpressions",
+                .array(
+                    selector.matchExpressions.map {
+                        .make(
+                            ("key", .string($0.key)), ("operator", .string($0.operation.rawValue)),
+                            ("values", texts($0.values)))
+                    })
+            ))
+    }
+
+    private static func policy(_ policy: EgressPolicy) -> JSON {
+        var gateway: [JSON.Member] = [JSON.Member("nodeSelector", selector(policy.gatewaySelector))]
+        var spec: [JSON.Member] = [
+            JSON.Member(
+                "selectors",
+                .array(
+                    policy.selectors.map {
+                        .make(
+                            ("podSelector", $0.pod.map(selector)), ("namespaceSelector", $0.namespace.map(selector)),
+                            ("nodeSelector", $0.node.map(selector)))
+                    })), JSON.Member("destinationCIDRs", texts(policy.destinations)),
+            JSON.Member("excludedCIDRs", texts(policy.exclusions)),
+        ]
+        switch policy.egress {
+        case .defaultAddress: break
+        case .address(let address): gateway.append(.init("egressIP", .string("\(address)")))
+        case .interface(let name): gateway.append(.init("interface", .string(name)))
+        case .untranslated: spec.append(.init("snat", .bool(false)))
+        }
+        spec.append(.init("egressGateway", .object(gateway)))
+        // A policy that was refused for a field of this name is refused again.
+        if !policy.refusal.isEmpty { spec.append(.init("refused", .string(policy.refusal))) }
+        return make(
+            policy.source == .cilium ? "cilium.io/v2" : "culvert.dev/v1alpha1", policy.source.rawValue,
+            metadata(name: policy.name), ("spec", .object(spec)))
+    }
+}

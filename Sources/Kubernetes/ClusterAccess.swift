@@ -1,0 +1,158 @@
+import CLinux
+import Foundation
+import Inventory
+import Jansson
+
+/// How the API server is reached and who we are to it.
+public struct ClusterAccess: Equatable, Sendable {
+    /// What proves who we are.
+    public enum Credential: Equatable, Sendable {
+        case none
+        case token(String)
+        /// Read again before it expires: the kubelet renews a service account's token in place.
+        case tokenFile(String)
+        /// `client.authentication.k8s.io` plugin.
+        case exec(ExecCredentialPlugin)
+        /// PEM.
+        case certificate(chain: [UInt8], key: [UInt8])
+    }
+
+    public struct Failure: Error, Equatable, CustomStringConvertible {
+        public let description: String
+        public init(_ description: String) { self.description = description }
+    }
+
+    /// `https://HOST:PORT`, without a path's last slash.
+    public var server: String
+    /// PEM; nil: the system's.
+    public var certificateAuthority: [UInt8]?
+    public var skipsVerification = false
+    public var credential: Credential
+
+    public init(server: String, certificateAuthority: [UInt8]? = nil, credential: Credential = .none) {
+        self.server = server.hasSuffix("/") ? String(server.dropLast()) : server
+        self.certificateAuthority = certificateAuthority
+        self.credential = credential
+    }
+
+    // MARK: in the cluster
+
+    public static let serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+    /// The pod's service account (Kubernetes, "Accessing the Kubernetes API from a Pod").
+    ///
+    /// - Parameter server: instead of `KUBERNETES_SERVICE_HOST`, e.g. KubePrism's `https://localhost:7445`.
+    public static func inCluster(
+        server: String? = nil, environment: [String: String], directory: String = serviceAccount
+    ) throws(Failure) -> ClusterAccess {
+        let address: String
+        if let server {
+            address = server
+        } else if let host = environment["KUBERNETES_SERVICE_HOST"], !host.isEmpty {
+            let port = environment["KUBERNETES_SERVICE_PORT"] ?? "443"
+            address = "https://\(host.contains(":") ? "[\(host)]" : host):\(port)"
+        } else {
+            throw Failure(
+                "KUBERNETES_SERVICE_HOST is not set: this is no pod; name a file with inventory.kubeconfig, or the server with inventory.server"
+            )
+        }
+        guard access("\(directory)/token", R_OK) == 0 else {
+            throw Failure(
+                "\(directory)/token cannot be read; give the pod a service account (automountServiceAccountToken), or name a file with inventory.kubeconfig"
+            )
+        }
+        return ClusterAccess(
+            server: address,
+            certificateAuthority: FileManager.default.contents(atPath: "\(directory)/ca.crt").map { [UInt8]($0) },
+            credential: .tokenFile("\(directory)/token"))
+    }
+
+    // MARK: kubeconfig
+
+    /// A kubeconfig file (Kubernetes, "Organizing Cluster Access Using kubeconfig Files").
+    ///
+    /// - Parameters:
+    ///   - context: instead of the file's `current-context`.
+    ///   - server: instead of the cluster's.
+    public static func kubeconfig(
+        _ path: String, context: String? = nil, server: String? = nil
+    ) throws(Failure) -> ClusterAccess {
+        let text = String(decoding: try SecretFile.contents(path), as: UTF8.self)
+        let root: JSON
+        do {
+            guard let document = try YAMLDocuments.parse(text).first?.value, document.members != nil else {
+                throw Failure("\(path): is not a kubeconfig")
+            }
+            root = document
+        } catch let error as Failure { throw error } catch { throw Failure("\(path): \(error)") }
+        let base = (path as NSString).deletingLastPathComponent
+        func entry(_ list: String, _ name: String, _ key: String) throws(Failure) -> JSON {
+            guard let found = root[list]?.elements?.first(where: { $0["name"]?.string == name })?[key] else {
+                throw Failure("\(path): there is no \(key) \"\(name)\" in \(list)")
+            }
+            return found
+        }
+        guard let name = context ?? root["current-context"]?.string, !name.isEmpty else {
+            throw Failure("\(path): has no current-context; name one with inventory.context")
+        }
+        let chosen = try entry("contexts", name, "context")
+        let cluster = try entry("clusters", chosen["cluster"]?.string ?? "", "cluster")
+        guard let address = server ?? cluster["server"]?.string else {
+            throw Failure("\(path): cluster \"\(chosen["cluster"]?.string ?? "")\" has no server")
+        }
+        /// A value that is in the file itself in base64, or in a file of its own.
+        func bytes(_ object: JSON, _ key: String, secret: Bool) throws(Failure) -> [UInt8]? {
+            if let data = object["\(key)-data"]?.string {
+                guard let decoded = Data(base64Encoded: data) else {
+                    throw Failure("\(path): \(key)-data is not base64")
+                }
+                return [UInt8](decoded)
+            }
+            guard let file = object[key]?.string else { return nil }
+            let whole = file.hasPrefix("/") ? file : base + "/" + file
+            if secret { return try SecretFile.contents(whole) }
+            guard let data = FileManager.default.contents(atPath: whole) else {
+                throw Failure("\(path): \(key) \(whole) cannot be read")
+            }
+            return [UInt8](data)
+        }
+        var access = ClusterAccess(
+            server: address, certificateAuthority: try bytes(cluster, "certificate-authority", secret: false))
+        access.skipsVerification = cluster["insecure-skip-tls-verify"]?.bool ?? false
+        guard let user = chosen["user"]?.string else { return access }
+        let who = try entry("users", user, "user")
+        if let chain = try bytes(who, "client-certificate", secret: false) {
+            guard let key = try bytes(who, "client-key", secret: true) else {
+                throw Failure("\(path): user \"\(user)\" has a client-certificate and no client-key")
+            }
+            access.credential = .certificate(chain: chain, key: key)
+        } else if let token = who["token"]?.string {
+            access.credential = .token(token)
+        } else if let file = who["tokenFile"]?.string {
+            let whole = file.hasPrefix("/") ? file : base + "/" + file
+            _ = try SecretFile.contents(whole)
+            access.credential = .tokenFile(whole)
+        } else if let exec = who["exec"] {
+            access.credential = .exec(try ExecCredentialPlugin(exec, path: path, base: base))
+        } else if who["auth-provider"] != nil || who["username"] != nil {
+            throw Failure(
+                "\(path): user \"\(user)\" uses a way of Kubernetes before 1.26; use a certificate, token or exec")
+        }
+        return access
+    }
+}
+
+/// A file that holds a secret.
+enum SecretFile {
+    /// - Throws: where it cannot be read, or where everybody can read it.
+    static func contents(_ path: String) throws(ClusterAccess.Failure) -> [UInt8] {
+        var status = stat()
+        guard stat(path, &status) == 0, let data = FileManager.default.contents(atPath: path) else {
+            throw ClusterAccess.Failure("\(path): cannot be read: \(String(cString: strerror(culvert_errno())))")
+        }
+        guard status.st_mode & 0o004 == 0 else {
+            throw ClusterAccess.Failure("\(path): holds a secret and can be read by everybody: chmod 600 \(path)")
+        }
+        return [UInt8](data)
+    }
+}

@@ -1,0 +1,459 @@
+import CLinux
+import Foundation
+import Inventory
+import Jansson
+import Logging
+import Model
+
+/// The cluster's own objects as a source: lists and watches of exactly what Culvert reads.
+///
+/// Per node: one watch each of Node, CiliumNode, Namespace (metadata only), EgressPolicy, CiliumEgressGatewayPolicy and
+/// Peer, and one of the pods of this node.
+public actor KubernetesInventory: InventorySource {
+    public nonisolated let changes: AsyncStream<Void>
+    private let signal: AsyncStream<Void>.Continuation
+    private let client: KubernetesClient
+    private let nodeName: String
+    /// The last inventory on disk; nil: none is kept.
+    private let cachePath: String?
+    private let logger: Logger
+
+    /// What came of one object.
+    private struct Entry {
+        var objects: [ManifestObject] = []
+        var problem: InventoryProblem?
+    }
+    /// By `namespace/name`.
+    private var entries: [Resource: [String: Entry]] = [:]
+    private var known = Inventory()
+    private var nodeProblems: [String: [InventoryProblem]] = [:]
+    private var listed: Set<Resource> = []
+    private var problems: [Resource: String] = [:]
+    /// When the cached inventory was written; nil: what is known came from the server.
+    private var cachedAt: Date?
+    private var waiters: [CheckedContinuation<Void, Never>] = []
+    private var lookups: [PodLookup.Origin: (count: Int64, seconds: Double)] = [:]
+    private var published: [String: String] = [:]
+    private var wanted: [String: String] = [:]
+    private var recorded: Set<ObjectEvent> = []
+    private var isCacheStale = false
+
+    static let watched: [Resource] = [
+        .nodes, .ciliumNodes, .namespaces, .pods, .egressPolicies, .ciliumEgressGatewayPolicies, .peers,
+    ]
+
+    public init(client: KubernetesClient, nodeName: String, cachePath: String?, logger: Logger) {
+        self.client = client
+        self.nodeName = nodeName
+        self.cachePath = cachePath
+        self.logger = logger
+        (changes, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+    }
+
+    // MARK: start
+
+    /// Starts the watches and waits until everything is listed. A server that is not there within `seconds` is gone on
+    /// without, from the last inventory on disk, where there is one; otherwise it is waited for.
+    public func start(patience seconds: Double = 5) async {
+        for resource in KubernetesInventory.watched {
+            let watch = ResourceWatch(
+                client: client, resource: resource,
+                fieldSelector: resource == .pods ? "spec.nodeName=\(nodeName)" : "",
+                metadataOnly: resource == .namespaces, logger: logger)
+            Task { await watch.run { await self.take($0, of: resource) } }
+        }
+        Task { await self.readCiliumConfig() }
+        Task { await self.keepPublished() }
+        Task { await self.keepCache() }
+        let end = ContinuousClock.now + .milliseconds(Int64(seconds * 1000))
+        var hasTold = false
+        while listed.count < KubernetesInventory.watched.count {
+            if ContinuousClock.now >= end {
+                if loadCache() { return }
+                if !hasTold {
+                    hasTold = true
+                    logger.warning("waiting for the API server", metadata: ["problem": "\(problemText)"])
+                }
+            }
+            try? await Task.sleep(for: .milliseconds(20))
+        }
+    }
+
+    private var problemText: String {
+        problems.sorted { "\($0.key)" < "\($1.key)" }.map(\.value).joined(separator: "; ")
+    }
+
+    /// Cilium's settings, which do not change under a running agent: once, and again until they can be had.
+    private func readCiliumConfig() async {
+        var backoff = Backoff(first: 1, ceiling: 300)
+        while !Task.isCancelled {
+            do {
+                let found = try await client.get(.configMaps, namespace: "kube-system", name: "cilium-config")
+                if let found,
+                    case .success(let objects) = Manifests.read(KubernetesInventory.named(found, .configMaps)),
+                    case .ciliumConfig(let data)? = objects.first, known.cilium?.data != data
+                {
+                    known.cilium = CiliumSettings(data: data)
+                    changed()
+                }
+                return
+            } catch {
+                problems[.configMaps] = "ConfigMap kube-system/cilium-config: \(error)"
+                try? await Task.sleep(for: backoff.wait())
+            }
+            problems[.configMaps] = nil
+        }
+    }
+
+    private static func named(_ object: JSON, _ resource: Resource) -> JSON {
+        object.setting("apiVersion", to: .string(resource.apiVersion)).setting("kind", to: .string(resource.kind))
+    }
+
+    // MARK: taking in
+
+    private static func key(_ object: JSON) -> String {
+        let metadata = object["metadata"]
+        return (metadata?["namespace"]?.string ?? "") + "/" + (metadata?["name"]?.string ?? "")
+    }
+
+    private func take(_ change: ResourceWatch.Change, of resource: Resource) {
+        switch change {
+        case .replaced(let objects):
+            var now: [String: Entry] = [:]
+            for object in objects {
+                let key = KubernetesInventory.key(object)
+                now[key] = read(object, before: entries[resource]?[key])
+            }
+            let before = entries[resource] ?? [:]
+            entries[resource] = now
+            listed.insert(resource)
+            problems[resource] = nil
+            if listed.count == KubernetesInventory.watched.count { cachedAt = nil }
+            refresh(resource, Set(before.keys).union(now.keys))
+        case .set(let object):
+            let key = KubernetesInventory.key(object)
+            entries[resource, default: [:]][key] = read(object, before: entries[resource]?[key])
+            refresh(resource, [key])
+        case .deleted(let object):
+            let key = KubernetesInventory.key(object)
+            entries[resource]?[key] = nil
+            refresh(resource, [key])
+        case .problem(let text):
+            problems[resource] = text.isEmpty ? nil : text
+            return
+        }
+        changed()
+    }
+
+    /// A malformed object keeps its last good content in force.
+    private func read(_ object: JSON, before: Entry?) -> Entry {
+        switch Manifests.read(object) {
+        case .success(let objects): return Entry(objects: objects.map(KubernetesInventory.lean))
+        case .failure(let problem):
+            if before?.problem != problem { logger.warning("inventory: \(problem)") }
+            return Entry(objects: before?.objects ?? [], problem: problem)
+        }
+    }
+
+    /// Annotations that nobody here reads are left out: thousands of nodes have kilobytes of them.
+    private static func lean(_ object: ManifestObject) -> ManifestObject {
+        switch object {
+        case .node(var node), .publishedNode(var node):
+            node.annotations = node.annotations.filter { entry in
+                ["kilo.squat.ai/", "culvert.dev/", "network.cilium.io/"].contains { entry.key.hasPrefix($0) }
+            }
+            return .node(node)
+        case .pod(var pod):
+            pod.annotations = pod.annotations.filter {
+                $0.key.hasPrefix("culvert.dev/") || $0.key == "kubernetes.io/config.hash"
+            }
+            return .pod(pod)
+        default: return object
+        }
+    }
+
+    private func node(_ key: String) -> (Node?, CiliumNode?) {
+        var node: Node?
+        var cilium: CiliumNode?
+        if case .node(let found)? = entries[.nodes]?[key]?.objects.first { node = found }
+        if case .ciliumNode(let found)? = entries[.ciliumNodes]?[key]?.objects.first { cilium = found }
+        return (node, cilium)
+    }
+
+    /// Puts what has changed into the inventory.
+    private func refresh(_ resource: Resource, _ keys: Set<String>) {
+        switch resource {
+        case .nodes, .ciliumNodes:
+            for key in keys {
+                let (node, cilium) = self.node(key)
+                // A CiliumNode outlives its Node for a while; a node without Node is none.
+                let (merged, found) = NodeMerge.merge(node, cilium: node == nil ? nil : cilium)
+                let name = String(key.dropFirst())
+                known.nodes[name] = merged
+                nodeProblems[name] = found.isEmpty ? nil : found
+            }
+        case .pods:
+            known.pods = objects(.pods) { if case .pod(let pod) = $0 { pod } else { nil } }
+        case .namespaces:
+            for key in keys {
+                let name = String(key.dropFirst())
+                if case .namespace(_, let labels)? = entries[.namespaces]?[key]?.objects.first {
+                    known.namespaces[name] = labels
+                } else {
+                    known.namespaces[name] = nil
+                }
+            }
+        case .peers: known.peers = objects(.peers) { if case .peer(let peer) = $0 { peer } else { nil } }
+        default:
+            known.policies = [Resource.egressPolicies, .ciliumEgressGatewayPolicies].flatMap { resource in
+                objects(resource) { if case .policy(let policy) = $0 { policy } else { nil } }
+            }
+        }
+        known.putInOrder()
+    }
+
+    private func objects<T>(_ resource: Resource, _ pick: (ManifestObject) -> T?) -> [T] {
+        (entries[resource] ?? [:]).values.flatMap { $0.objects.compactMap(pick) }
+    }
+
+    private func changed() {
+        isCacheStale = true
+        signal.yield()
+        let waiting = waiters
+        waiters = []
+        for waiter in waiting { waiter.resume() }
+    }
+
+    public func inventory() -> Inventory {
+        var inventory = known
+        inventory.problems =
+            KubernetesInventory.watched.flatMap { resource in
+                (entries[resource] ?? [:]).values.compactMap(\.problem)
+            }.sorted { $0.description < $1.description } + nodeProblems.sorted { $0.key < $1.key }.flatMap(\.value)
+        return inventory
+    }
+
+    // MARK: pods of an ADD
+
+    private func isKnown(_ pod: PodReference) -> Bool {
+        known.namespaces[pod.namespace] != nil
+            && known.pods.contains { $0.namespace == pod.namespace && $0.name == pod.name && $0.hasUID(pod.uid) }
+    }
+
+    public func identify(_ pod: PodReference) async throws(PodLookup.Failure) -> PodLookup {
+        let start = ContinuousClock.now
+        let origin = try await find(pod)
+        let elapsed = ContinuousClock.now - start
+        let seconds = Double(elapsed.components.seconds) + Double(elapsed.components.attoseconds) / 1e18
+        let sum = lookups[origin] ?? (0, 0)
+        lookups[origin] = (sum.count + 1, sum.seconds + seconds)
+        logger.debug(
+            "pod judged", metadata: ["pod": "\(pod.namespace)/\(pod.name)", "by": "\(origin)", "seconds": "\(seconds)"])
+        return PodLookup(origin)
+    }
+
+    private func find(_ pod: PodReference) async throws(PodLookup.Failure) -> PodLookup.Origin {
+        guard pod.isKubernetes else { return .given }
+        if pod.isDecided { return .annotations }
+        if isKnown(pod) { return .watch }
+        // Leave the plugin time to take the answer.
+        let end = pod.deadline - .milliseconds(500)
+        var problem = "the API server does not know it yet"
+        var backoff = Backoff(first: 0.1, ceiling: 1)
+        repeat {
+            do {
+                let found = try await client.get(.pods, namespace: pod.namespace, name: pod.name)
+                if known.namespaces[pod.namespace] == nil,
+                    let namespace = try await client.get(.namespaces, name: pod.namespace)
+                {
+                    take(.set(KubernetesInventory.named(namespace, .namespaces)), of: .namespaces)
+                }
+                if isKnown(pod) { return .watch }
+                if let found {
+                    let object = KubernetesInventory.named(found, .pods)
+                    if case .success(let objects) = Manifests.read(object), case .pod(let read)? = objects.first,
+                        read.hasUID(pod.uid)
+                    {
+                        // The watch will say the same; before that, its word would be an older one.
+                        take(.set(object), of: .pods)
+                        return .get
+                    }
+                    problem = "the API server has another pod of this name"
+                }
+            } catch { problem = "\(error)" }
+            if isKnown(pod) { return .watch }
+            try? await Task.sleep(for: min(backoff.wait(), max(.zero, end - .now)))
+            if isKnown(pod) { return .watch }
+        } while ContinuousClock.now < end
+        throw PodLookup.Failure(
+            "the pod \(pod.namespace)/\(pod.name) (\(pod.uid)) cannot be judged: \(problem); the kubelet tries again, and the annotation culvert.dev/egress-policy with the capability io.kubernetes.cri.pod-annotations decides without the API server"
+        )
+    }
+
+    // MARK: telling
+
+    static let manager = "culvertd"
+
+    public func publish(annotations: [String: String]) { wanted = annotations }
+
+    /// Says what is wanted, when it differs from what was said last; nothing periodic.
+    private func keepPublished() async {
+        var backoff = Backoff(first: 0.2, ceiling: 30)
+        while !Task.isCancelled {
+            let annotations = wanted
+            if annotations != published, listed.contains(.nodes), known.nodes[nodeName] != nil {
+                do {
+                    try await client.apply(
+                        .nodes, name: nodeName, manager: KubernetesInventory.manager,
+                        .make(
+                            ("apiVersion", .string("v1")), ("kind", .string("Node")),
+                            (
+                                "metadata",
+                                .make(
+                                    ("name", .string(nodeName)),
+                                    (
+                                        "annotations",
+                                        .strings(annotations.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
+                                    ))
+                            )))
+                    published = annotations
+                    backoff.reset()
+                    problems[.events] = nil
+                } catch {
+                    problems[.events] = "the annotations of Node \(nodeName) cannot be written: \(error)"
+                    logger.warning("publishing failed", metadata: ["error": "\(error)"])
+                    try? await Task.sleep(for: backoff.wait(atLeast: (error as? APIError)?.retryAfter))
+                }
+            }
+            try? await Task.sleep(for: .milliseconds(100))
+        }
+    }
+
+    public func record(_ event: ObjectEvent) {
+        // The same again says nothing new.
+        guard recorded.count < 10_000, recorded.insert(event).inserted else { return }
+        let (namespace, reference) = KubernetesInventory.reference(event.subject)
+        // Many nodes may have the same to say of a policy: the name is made of it, so that one event is left.
+        let name = "\(reference["name"]?.string ?? "").\(String(KubernetesInventory.hash("\(event)"), radix: 16))"
+        let now = ISO8601DateFormatter().string(from: Date())
+        let body = JSON.make(
+            ("apiVersion", .string("v1")), ("kind", .string("Event")),
+            ("metadata", .make(("name", .string(name)), ("namespace", .string(namespace)))),
+            ("involvedObject", reference), ("reason", .string(event.reason)), ("message", .string(event.message)),
+            ("type", .string("Warning")), ("firstTimestamp", .string(now)), ("lastTimestamp", .string(now)),
+            ("count", .integer(1)),
+            ("source", .make(("component", .string("culvertd")), ("host", .string(nodeName)))))
+        Task {
+            do { try await client.create(.events, namespace: namespace, body) } catch let error as APIError
+                where error.code == 409
+            {} catch { logger.warning("an event cannot be written", metadata: ["error": "\(error)"]) }
+        }
+    }
+
+    private static func reference(_ subject: ObjectEvent.Subject) -> (namespace: String, JSON) {
+        switch subject {
+        case .pod(let namespace, let name, let uid):
+            (
+                namespace,
+                .make(
+                    ("apiVersion", .string("v1")), ("kind", .string("Pod")), ("namespace", .string(namespace)),
+                    ("name", .string(name)), ("uid", .string(uid)))
+            )
+        case .policy(let name, let source):
+            // Events of what has no namespace are in this one.
+            (
+                "default",
+                .make(
+                    (
+                        "apiVersion",
+                        .string(
+                            (source == .culvert ? Resource.egressPolicies : .ciliumEgressGatewayPolicies).apiVersion)
+                    ), ("kind", .string(source.rawValue)), ("name", .string(name)))
+            )
+        }
+    }
+
+    /// FNV-1a, 64 bits: the same on every node.
+    private static func hash(_ text: String) -> UInt64 {
+        text.utf8.reduce(0xCBF2_9CE4_8422_2325) { ($0 ^ UInt64($1)) &* 0x0000_0100_0000_01B3 }
+    }
+
+    // MARK: cache
+
+    /// Writes the inventory to disk some time after it has changed.
+    private func keepCache() async {
+        while !Task.isCancelled {
+            try? await Task.sleep(for: .seconds(5))
+            if isCacheStale && cachedAt == nil { saveCache() }
+        }
+    }
+
+    public func saveCache() {
+        guard let cachePath, listed.count == KubernetesInventory.watched.count else { return }
+        isCacheStale = false
+        var objects = KubernetesInventory.watched.flatMap { resource in
+            (entries[resource] ?? [:]).sorted { $0.key < $1.key }.flatMap(\.value.objects)
+        }
+        if let cilium = known.cilium { objects.append(.ciliumConfig(cilium.data)) }
+        do { try InventoryCache.write(ManifestWriter.list(objects), to: cachePath) } catch {
+            logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
+        }
+    }
+
+    /// - Returns: whether there was one to go on from.
+    private func loadCache() -> Bool {
+        guard let cachePath, let (objects, date) = InventoryCache.read(cachePath) else { return false }
+        for object in objects {
+            let (resource, key): (Resource, String) =
+                switch object {
+                case .node(let node), .publishedNode(let node): (.nodes, "/" + node.name)
+                case .ciliumNode(let node): (.ciliumNodes, "/" + node.name)
+                case .pod(let pod): (.pods, pod.namespace + "/" + pod.name)
+                case .namespace(let name, _): (.namespaces, "/" + name)
+                case .policy(let policy):
+                    (policy.source == .culvert ? .egressPolicies : .ciliumEgressGatewayPolicies, "/" + policy.name)
+                case .peer(let peer): (.peers, "/" + peer.name)
+                case .ciliumConfig(let data):
+                    {
+                        known.cilium = known.cilium ?? CiliumSettings(data: data)
+                        return (.configMaps, "/cilium-config")
+                    }()
+                }
+            if !listed.contains(resource) { entries[resource, default: [:]][key] = Entry(objects: [object]) }
+        }
+        for resource in KubernetesInventory.watched { refresh(resource, Set((entries[resource] ?? [:]).keys)) }
+        cachedAt = date
+        logger.warning(
+            "the API server cannot be reached: going on from the inventory on disk",
+            metadata: ["written": "\(date)", "problem": "\(problemText)"])
+        return true
+    }
+
+    // MARK: status
+
+    public func status() -> JSON {
+        var members = [
+            JSON.Member("source", .string("kubernetes")), JSON.Member("server", .string(client.access.server)),
+            JSON.Member("synchronized", .bool(listed.count == KubernetesInventory.watched.count)),
+        ]
+        if let cachedAt {
+            members.append(.init("fromDiskSeconds", .integer(Int64(Date().timeIntervalSince(cachedAt)))))
+        }
+        members.append(
+            .init(
+                "podLookups",
+                .object(
+                    PodLookup.Origin.allCases.compactMap { origin in
+                        lookups[origin].map { sum in
+                            JSON.Member(
+                                origin.rawValue,
+                                .make(
+                                    ("count", .integer(sum.count)),
+                                    ("meanMilliseconds", .real(sum.seconds / Double(sum.count) * 1000))))
+                        }
+                    })))
+        members.append(
+            .init("problems", .array(problems.values.filter { !$0.isEmpty }.sorted().map { .string($0) })))
+        return .object(members)
+    }
+}

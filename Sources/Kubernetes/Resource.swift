@@ -1,0 +1,41 @@
+/// A resource of the API server.
+public struct Resource: Hashable, Sendable, CustomStringConvertible {
+    public let group: String
+    public let version: String
+    public let plural: String
+    public let kind: String
+    /// False where the resource comes with a CustomResourceDefinition that a cluster may lack.
+    public let isBuiltIn: Bool
+
+    init(_ group: String, _ version: String, _ plural: String, _ kind: String) {
+        self.group = group
+        self.version = version
+        self.plural = plural
+        self.kind = kind
+        isBuiltIn = group.isEmpty
+    }
+
+    public static let nodes = Resource("", "v1", "nodes", "Node")
+    public static let pods = Resource("", "v1", "pods", "Pod")
+    public static let namespaces = Resource("", "v1", "namespaces", "Namespace")
+    public static let configMaps = Resource("", "v1", "configmaps", "ConfigMap")
+    public static let events = Resource("", "v1", "events", "Event")
+    public static let ciliumNodes = Resource("cilium.io", "v2", "ciliumnodes", "CiliumNode")
+    public static let ciliumEgressGatewayPolicies = Resource(
+        "cilium.io", "v2", "ciliumegressgatewaypolicies", "CiliumEgressGatewayPolicy")
+    public static let egressPolicies = Resource("culvert.dev", "v1alpha1", "egresspolicies", "EgressPolicy")
+    public static let peers = Resource("kilo.squat.ai", "v1alpha1", "peers", "Peer")
+
+    public var apiVersion: String { group.isEmpty ? version : "\(group)/\(version)" }
+    public var description: String { group.isEmpty ? plural : "\(plural).\(group)" }
+
+    /// Path below the server.
+    public func path(namespace: String? = nil, name: String? = nil, subresource: String? = nil) -> String {
+        var path = group.isEmpty ? "/api/\(version)" : "/apis/\(group)/\(version)"
+        if let namespace { path += "/namespaces/\(namespace)" }
+        path += "/\(plural)"
+        if let name { path += "/\(name)" }
+        if let subresource { path += "/\(subresource)" }
+        return path
+    }
+}

@@ -1,0 +1,117 @@
+import Jansson
+import Logging
+
+/// Follows one resource: lists it in pages, watches it from there on, and lists again where the server has forgotten
+/// what came since (Kubernetes, "Efficient detection of changes").
+struct ResourceWatch: Sendable {
+    enum Change: Sendable {
+        /// The whole content.
+        case replaced([JSON])
+        case set(JSON)
+        case deleted(JSON)
+        /// Whether the server can be reached, and why not.
+        case problem(String)
+    }
+
+    let client: KubernetesClient
+    let resource: Resource
+    var fieldSelector = ""
+    /// Labels and annotations are all that is needed.
+    var metadataOnly = false
+    var pageSize = 500
+    /// The longest wait after a failure, seconds.
+    var ceiling = 30.0
+    let logger: Logger
+
+    /// Until the task is cancelled.
+    func run(_ report: @Sendable (Change) async -> Void) async {
+        var backoff = Backoff(ceiling: ceiling)
+        var version: String?
+        while !Task.isCancelled {
+            do {
+                if version == nil {
+                    version = try await list(report)
+                    await report(.problem(""))
+                }
+                try await watch(&version, &backoff, report)
+                // The server ends a watch when its time is over; one that ends at once is a server in trouble.
+                try await Task.sleep(for: .milliseconds(Int64.random(in: 20...60)))
+            } catch is CancellationError { return } catch {
+                let failure = error as? APIError ?? APIError(code: 0, message: "\(error)")
+                if failure.isGone {
+                    logger.debug("the server has forgotten what came since: listing again", metadata: meta)
+                    version = nil
+                } else if failure.code == 404 && !resource.isBuiltIn {
+                    // Its CustomResourceDefinition is not installed: there is none of them.
+                    await report(.replaced([]))
+                    await report(.problem(""))
+                    version = nil
+                    while backoff.next < ceiling { _ = backoff.wait() }
+                } else {
+                    logger.notice("watching failed", metadata: meta.merging(["error": "\(failure)"]) { a, _ in a })
+                    await report(.problem("\(resource): \(failure)"))
+                }
+                try? await Task.sleep(for: backoff.wait(atLeast: failure.retryAfter))
+            }
+        }
+    }
+
+    private var meta: Logger.Metadata { ["resource": "\(resource)"] }
+    private var selection: [(String, String)] { fieldSelector.isEmpty ? [] : [("fieldSelector", fieldSelector)] }
+
+    private func list(_ report: @Sendable (Change) async -> Void) async throws -> String {
+        var items: [JSON] = []
+        var token = ""
+        var version = ""
+        repeat {
+            var query = selection + [("limit", "\(pageSize)")]
+            if !token.isEmpty { query.append(("continue", token)) }
+            let page = try await client.page(resource, query: query, metadataOnly: metadataOnly)
+            items += page.items.map(reduced)
+            version = page.resourceVersion
+            token = page.next
+        } while !token.isEmpty
+        await report(.replaced(items))
+        return version
+    }
+
+    private func watch(
+        _ version: inout String?, _ backoff: inout Backoff, _ report: @Sendable (Change) async -> Void
+    ) async throws {
+        var current = version
+        defer { version = current }
+        let query = selection + [("resourceVersion", current ?? "")]
+        var hasSpoken = false
+        try await client.watch(
+            resource, query: query, metadataOnly: metadataOnly, seconds: Int64.random(in: 300...600)
+        ) { event in
+            let object = event["object"] ?? .null
+            switch event["type"]?.string {
+            case "ADDED", "MODIFIED": await report(.set(reduced(object)))
+            case "DELETED": await report(.deleted(reduced(object)))
+            case "BOOKMARK": break
+            case "ERROR":
+                throw APIError(status: object, code: Int(object["code"]?.integer ?? 500), text: "", retryAfter: nil)
+            default: throw APIError(code: 0, message: "a watch event has no known type")
+            }
+            if let next = object["metadata"]?["resourceVersion"]?.string { current = next }
+            if !hasSpoken {
+                hasSpoken = true
+                await report(.problem(""))
+            }
+        }
+        if hasSpoken { backoff.reset() }
+    }
+
+    /// Less what nobody here reads, so that thousands of objects take little room while they wait. Lists of built-in
+    /// resources leave kind and apiVersion out, and metadata has kinds of its own.
+    private func reduced(_ object: JSON) -> JSON {
+        guard let members = object.members else { return object }
+        var kept = members.filter { $0.key != "kind" && $0.key != "apiVersion" }
+        if let index = kept.firstIndex(where: { $0.key == "metadata" }), let metadata = kept[index].value.members {
+            kept[index].value = .object(metadata.filter { $0.key != "managedFields" && $0.key != "ownerReferences" })
+        }
+        return .object(
+            [.init("apiVersion", .string(resource.apiVersion)), .init("kind", .string(resource.kind))] + kept)
+    }
+}

@@ -1,0 +1,30 @@
+import Foundation
+import Inventory
+import Kubernetes
+import Logging
+
+/// The source that the configuration names.
+enum InventorySources {
+    /// - Throws: where it cannot be had at all; a server that does not answer is waited for.
+    static func make(
+        _ settings: HelperConfiguration, nodeName: String, stateDirectory: String, logger: Logger
+    ) async throws -> any InventorySource {
+        switch settings.source {
+        case .file: return FileSource(directory: settings.inventoryPath)
+        case .kubernetes:
+            let access =
+                if let path = settings.kubeconfig {
+                    try ClusterAccess.kubeconfig(path, context: settings.context, server: settings.server)
+                } else {
+                    try ClusterAccess.inCluster(
+                        server: settings.server, environment: ProcessInfo.processInfo.environment)
+                }
+            let client = try KubernetesClient(
+                access: access, userAgent: "culvertd/\(Culvertd.configuration.version) (\(nodeName))")
+            let inventory = KubernetesInventory(
+                client: client, nodeName: nodeName, cachePath: stateDirectory + "/inventory.json", logger: logger)
+            await inventory.start()
+            return inventory
+        }
+    }
+}
