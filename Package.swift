@@ -128,6 +128,12 @@ let package = Package(
             ]),
         .testTarget(
             name: "ProgramTests", dependencies: ["TestSupport", "HelperProtocol", "CNI", "Jansson", "CLinux"]),
+        .testTarget(
+            name: "KubernetesTests",
+            dependencies: [
+                "Kubernetes", "Inventory", "Model", "Jansson", "CLinux", "TestSupport",
+                .product(name: "Logging", package: "swift-log"),
+            ]),
         .testTarget(name: "ScenarioTests", dependencies: ["TestSupport", "Jansson"]),
     ],
     swiftLanguageModes: [.v6]

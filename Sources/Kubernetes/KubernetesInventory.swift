@@ -38,11 +38,16 @@ public actor KubernetesInventory: InventorySource {
     private var recorded: Set<ObjectEvent> = []
     private var isCacheStale = false
 
+    private var tasks: [Task<Void, Never>] = []
+    /// The longest wait after a failure, seconds.
+    private let ceiling: Double
+
     static let watched: [Resource] = [
         .nodes, .ciliumNodes, .namespaces, .pods, .egressPolicies, .ciliumEgressGatewayPolicies, .peers,
     ]
 
-    public init(client: KubernetesClient, nodeName: String, cachePath: String?, logger: Logger) {
+    public init(client: KubernetesClient, nodeName: String, cachePath: String?, ceiling: Double = 30, logger: Logger) {
+        self.ceiling = ceiling
         self.client = client
         self.nodeName = nodeName
         self.cachePath = cachePath
@@ -59,12 +64,12 @@ public actor KubernetesInventory: InventorySource {
             let watch = ResourceWatch(
                 client: client, resource: resource,
                 fieldSelector: resource == .pods ? "spec.nodeName=\(nodeName)" : "",
-                metadataOnly: resource == .namespaces, logger: logger)
-            Task { await watch.run { await self.take($0, of: resource) } }
+                metadataOnly: resource == .namespaces, ceiling: ceiling, logger: logger)
+            tasks.append(Task { await watch.run { await self.take($0, of: resource) } })
         }
-        Task { await self.readCiliumConfig() }
-        Task { await self.keepPublished() }
-        Task { await self.keepCache() }
+        tasks.append(Task { await self.readCiliumConfig() })
+        tasks.append(Task { await self.keepPublished() })
+        tasks.append(Task { await self.keepCache() })
         let end = ContinuousClock.now + .milliseconds(Int64(seconds * 1000))
         var hasTold = false
         while listed.count < KubernetesInventory.watched.count {
@@ -77,6 +82,14 @@ public actor KubernetesInventory: InventorySource {
             }
             try? await Task.sleep(for: .milliseconds(20))
         }
+    }
+
+    /// Ends the watches and the client. What is known stays.
+    public func stop() async {
+        for task in tasks { task.cancel() }
+        for task in tasks { await task.value }
+        tasks = []
+        await client.shutdown()
     }
 
     private var problemText: String {
@@ -98,6 +111,7 @@ public actor KubernetesInventory: InventorySource {
                 }
                 return
             } catch {
+                if Task.isCancelled { return }
                 problems[.configMaps] = "ConfigMap kube-system/cilium-config: \(error)"
                 try? await Task.sleep(for: backoff.wait())
             }

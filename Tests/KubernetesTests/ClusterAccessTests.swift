@@ -1,0 +1,150 @@
+import Foundation
+import TestSupport
+import Testing
+
+@testable import Kubernetes
+
+@Suite struct ClusterAccessTests {
+    /// A directory of this test's own.
+    final class Folder {
+        let path = NSTemporaryDirectory() + "\(Shell.prefix)-\(UUID().uuidString)"
+        init() throws { try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true) }
+        deinit { try? FileManager.default.removeItem(atPath: path) }
+        func write(_ name: String, _ text: String, mode: Int = 0o600) throws -> String {
+            let file = path + "/" + name
+            try text.write(toFile: file, atomically: true, encoding: .utf8)
+            try FileManager.default.setAttributes([.posixPermissions: mode], ofItemAtPath: file)
+            return file
+        }
+    }
+
+    static func config(user: String, cluster: String = "server: https://10.0.0.1:6443/") -> String {
+        """
+        apiVersion: v1
+        kind: Config
+        current-context: one
+        contexts:
+          - {name: one, context: {cluster: c, user: u}}
+          - {name: two, context: {cluster: d, user: u}}
+        clusters:
+          - name: c
+            cluster: {\(cluster)}
+          - name: d
+            cluster: {server: "https://other:443", insecure-skip-tls-verify: true}
+        users:
+          - name: u
+            user: {\(user)}
+        """
+    }
+
+    @Test func tokensContextsAndServers() throws {
+        let folder = try Folder()
+        let path = try folder.write("config", Self.config(user: "token: T"))
+        let first = try ClusterAccess.kubeconfig(path)
+        #expect(first.server == "https://10.0.0.1:6443" && first.credential == .token("T"))
+        let second = try ClusterAccess.kubeconfig(path, context: "two")
+        #expect(second.server == "https://other:443" && second.skipsVerification)
+        #expect(try ClusterAccess.kubeconfig(path, server: "https://localhost:7445").server == "https://localhost:7445")
+    }
+
+    @Test func filesAreRelativeToTheKubeconfig() throws {
+        let folder = try Folder()
+        _ = try folder.write("ca.pem", "CA", mode: 0o644)
+        _ = try folder.write("chain.pem", "CHAIN", mode: 0o644)
+        _ = try folder.write("key.pem", "KEY")
+        let path = try folder.write(
+            "config",
+            Self.config(
+                user: "client-certificate: chain.pem, client-key: key.pem",
+                cluster: "server: https://s, certificate-authority: ca.pem"))
+        let access = try ClusterAccess.kubeconfig(path)
+        #expect(access.certificateAuthority == Array("CA".utf8))
+        #expect(access.credential == .certificate(chain: Array("CHAIN".utf8), key: Array("KEY".utf8)))
+        let data = try folder.write(
+            "data", Self.config(user: "client-certificate-data: Q0hBSU4=, client-key-data: S0VZ"))
+        #expect(try ClusterAccess.kubeconfig(data).credential == access.credential)
+    }
+
+    @Test(arguments: [
+        ("no: thing", "has no current-context"), ("- a list", "is not a kubeconfig"), ("{", "config"),
+        ("current-context: x", "there is no context \"x\""),
+    ])
+    func whatIsNoKubeconfig(_ text: String, _ message: String) throws {
+        let folder = try Folder()
+        let path = try folder.write("config", text)
+        let error = #expect(throws: ClusterAccess.Failure.self) { try ClusterAccess.kubeconfig(path) }
+        #expect(error?.description.contains(message) == true, "\(error?.description ?? "")")
+    }
+
+    @Test func secretsThatEverybodyCanReadAreRefused() throws {
+        let folder = try Folder()
+        let open = try folder.write("config", Self.config(user: "token: T"), mode: 0o644)
+        let error = #expect(throws: ClusterAccess.Failure.self) { try ClusterAccess.kubeconfig(open) }
+        #expect(error?.description.contains("chmod 600") == true && error?.description.contains("T\"") == false)
+        _ = try folder.write("key.pem", "KEY", mode: 0o644)
+        _ = try folder.write("chain.pem", "CHAIN")
+        let path = try folder.write(
+            "other", Self.config(user: "client-certificate: chain.pem, client-key: key.pem"))
+        #expect(throws: ClusterAccess.Failure.self) { try ClusterAccess.kubeconfig(path) }
+    }
+
+    @Test func inThePod() throws {
+        let folder = try Folder()
+        _ = try folder.write("token", "T\n", mode: 0o644)
+        let variables = ["KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"]
+        let access = try ClusterAccess.inCluster(environment: variables, directory: folder.path)
+        #expect(access.server == "https://[fd00::1]:6443" && access.credential == .tokenFile(folder.path + "/token"))
+        let local = try ClusterAccess.inCluster(
+            server: "https://localhost:7445", environment: [:], directory: folder.path)
+        #expect(local.server == "https://localhost:7445")
+        #expect(throws: ClusterAccess.Failure.self) {
+            try ClusterAccess.inCluster(environment: [:], directory: folder.path)
+        }
+        #expect(throws: ClusterAccess.Failure.self) {
+            try ClusterAccess.inCluster(environment: variables, directory: folder.path + "/none")
+        }
+    }
+
+    @Test func execPlugins() async throws {
+        let folder = try Folder()
+        let program = try folder.write(
+            "plugin",
+            """
+            #!/bin/sh
+            echo "$KUBERNETES_EXEC_INFO" | grep -q '"interactive":false' || exit 3
+            echo "{\\"kind\\":\\"ExecCredential\\",\\"status\\":{\\"token\\":\\"$1-$EXTRA\\",\\"expirationTimestamp\\":\\"2030-01-01T00:00:00Z\\"}}"
+            """, mode: 0o700)
+        let path = try folder.write(
+            "config",
+            Self.config(
+                user:
+                    "exec: {apiVersion: client.authentication.k8s.io/v1, command: ./plugin, args: [a], env: [{name: EXTRA, value: b}]}"
+            ))
+        guard case .exec(let plugin) = try ClusterAccess.kubeconfig(path).credential else {
+            Issue.record("no exec credential")
+            return
+        }
+        let credential = try await plugin.run()
+        #expect(credential.token == "a-b" && credential.expires != nil)
+        try FileManager.default.removeItem(atPath: program)
+        await #expect(throws: (any Error).self) { try await plugin.run() }
+    }
+
+    @Test func linesOfAWatch() throws {
+        var reader = LineReader(limit: 10)
+        #expect(try reader.take(Array("{1".utf8)).isEmpty)
+        #expect(try reader.take(Array("}\n\n{2}\n{3".utf8)) == [Array("{1}".utf8), Array("{2}".utf8)])
+        #expect(!reader.isEmpty)
+        #expect(throws: APIError.self) { try reader.take([UInt8](repeating: 65, count: 20)) }
+    }
+
+    @Test func waitingTimesGrowToACeilingAndAreNeverTheSame() {
+        var backoff = Backoff(first: 0.2, ceiling: 5)
+        let waits = (0..<200).map { _ in backoff.wait() }
+        #expect(waits.allSatisfy { $0 <= .seconds(5) && $0 >= .milliseconds(100) })
+        #expect(Set(waits).count > 100 && waits.suffix(100).allSatisfy { $0 >= .milliseconds(2500) })
+        #expect(backoff.wait(atLeast: 60) >= .seconds(60))
+        backoff.reset()
+        #expect(backoff.wait() <= .milliseconds(200))
+    }
+}

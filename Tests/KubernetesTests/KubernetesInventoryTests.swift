@@ -1,0 +1,323 @@
+import Foundation
+import Inventory
+import Jansson
+import Logging
+import Model
+import TestSupport
+import Testing
+
+@testable import Kubernetes
+
+/// Against the stand-in API server.
+@Suite(.serialized) struct KubernetesInventoryTests {
+    static let quiet: Logger = {
+        var logger = Logger(label: "test")
+        logger.logLevel = .critical
+        return logger
+    }()
+
+    /// A server, and the inventory of node n0 that follows it.
+    final class Cluster {
+        let server: APIServer
+        let inventory: KubernetesInventory
+        let tokenFile: String
+        var content = ClusterContent()
+        var tokens = 1
+
+        init(_ name: String, cache: Bool = false, idleSeconds: Int64 = 2, url: String? = nil) throws {
+            let directory = "/run/culvert-\(Shell.prefix)-api-\(name)"
+            Shell.run(
+                "mkdir -p \(directory) && printf 'T1 system:serviceaccount:kube-system:culvertd\nADMIN admin system:masters\n' > \(directory)/tokens && printf T1 > \(directory)/token"
+            )
+            server = try APIServer(
+                name,
+                arguments:
+                    "--token-file \(directory)/tokens --rbac \(Shell.packageRoot)/install/kubernetes/rbac.yaml --bookmark-seconds 0.5"
+            )
+            tokenFile = "\(directory)/token"
+            let client = try KubernetesClient(
+                access: ClusterAccess(server: url ?? server.url, credential: .tokenFile(tokenFile)),
+                userAgent: "test", idleSeconds: idleSeconds)
+            inventory = KubernetesInventory(
+                client: client, nodeName: "n0", cachePath: cache ? "\(directory)/inventory.json" : nil, ceiling: 1,
+                logger: quiet)
+        }
+
+        func make(_ steps: [ClusterContent.Step]) {
+            for step in steps {
+                switch step {
+                case .set(let manifest): server.apply([manifest])
+                case .delete(let manifest): server.delete([manifest])
+                }
+            }
+        }
+        func fill() {
+            for n in 0..<4 {
+                server.apply([
+                    content.set("Node", "n\(n)", ClusterContent.node(n, 1)),
+                    content.set("CiliumNode", "n\(n)", ClusterContent.ciliumNode(n, 1)),
+                    content.set("Namespace", "ns\(n % 3)", ClusterContent.namespace(n % 3, "a")),
+                    content.set("Pod", "p\(n)", namespace: "ns\(n % 3)", ClusterContent.pod(n, node: "n0", label: "a")),
+                ])
+            }
+        }
+        func renewToken() {
+            tokens += 1
+            server.fault(
+                "{\"addToken\":{\"token\":\"T\(tokens)\",\"user\":\"system:serviceaccount:kube-system:culvertd\",\"groups\":[]}}"
+            )
+            try? "T\(tokens)".write(toFile: tokenFile, atomically: true, encoding: .utf8)
+            server.fault("{\"expireToken\":\"T\(tokens - 1)\"}")
+        }
+
+        /// Whether the inventory comes to what the server holds.
+        func converges(seconds: Double = 15) async -> Bool {
+            let expected = content.expected(on: "n0")
+            let end = Date().addingTimeInterval(seconds)
+            while Date() < end {
+                if same(await inventory.inventory(), expected) { return true }
+                try? await Task.sleep(for: .milliseconds(50))
+            }
+            Issue.record("\(differences(await inventory.inventory(), expected))")
+            return false
+        }
+        /// The server has namespaces of its own.
+        func same(_ a: Inventory, _ b: Inventory) -> Bool { differences(a, b).isEmpty }
+        func differences(_ a: Inventory, _ b: Inventory) -> String {
+            var text = ""
+            for name in Set(a.nodes.keys).union(b.nodes.keys) where a.nodes[name] != b.nodes[name] {
+                text += "node \(name): \(describe(a.nodes[name])) instead of \(describe(b.nodes[name]))\n"
+            }
+            // The server gives UIDs.
+            func anonymous(_ pods: [Pod]) -> [Pod] {
+                pods.map {
+                    var pod = $0
+                    pod.uid = ""
+                    return pod
+                }
+            }
+            if anonymous(a.pods) != anonymous(b.pods) { text += "pods \(a.pods) instead of \(b.pods)\n" }
+            for name in ["ns0", "ns1", "ns2"] where a.namespaces[name] != b.namespaces[name] {
+                text += "\(name): \(a.namespaces[name] ?? [:]) instead of \(b.namespaces[name] ?? [:])\n"
+            }
+            if a.policies != b.policies {
+                text += "policies \(a.policies.map(\.name)) instead of \(b.policies.map(\.name))\n"
+            }
+            if a.peers != b.peers { text += "peers \(a.peers.map(\.name)) instead of \(b.peers.map(\.name))\n" }
+            return text
+        }
+        private func describe(_ node: Node?) -> String {
+            node.map { "\($0.labels) \($0.annotations) \($0.addresses) \($0.podCIDRs)" } ?? "none"
+        }
+    }
+
+    @Test(arguments: 1...4) func convergesAfterEveryStorm(_ seed: UInt64) async throws {
+        var random = SeededGenerator(seed: seed)
+        let cluster = try Cluster("storm\(seed)")
+        cluster.fill()
+        await cluster.inventory.start()
+        #expect(await cluster.converges())
+        for _ in 0..<12 {
+            cluster.make((0..<Int.random(in: 1...6, using: &random)).map { _ in cluster.content.change(&random) })
+            switch Int.random(in: 0..<13, using: &random) {
+            case 0: cluster.server.fault("{\"breakWatches\":\"reset\"}")
+            case 1: cluster.server.fault("{\"breakWatches\":\"truncate\"}")
+            case 2: cluster.server.fault("{\"breakWatches\":\"garbage\"}")
+            case 3: cluster.server.fault("{\"stallWatches\":true}")
+            case 4: cluster.server.fault("{\"compact\":true,\"breakWatches\":\"close\"}")
+            case 5: cluster.server.fault("{\"goneAsStatus\":true,\"compact\":true,\"breakWatches\":\"reset\"}")
+            case 6: cluster.server.fault("{\"status\":{\"code\":500,\"count\":9},\"breakWatches\":\"close\"}")
+            case 7:
+                cluster.server.fault(
+                    "{\"status\":{\"code\":429,\"count\":5,\"retryAfter\":1},\"breakWatches\":\"close\"}")
+            case 8: cluster.server.fault("{\"truncateLists\":3,\"compact\":true,\"breakWatches\":\"reset\"}")
+            case 9:
+                cluster.server.fault("{\"disconnect\":true}")
+                try await Task.sleep(for: .milliseconds(400))
+            case 10: cluster.renewToken()
+            case 11: cluster.server.fault("{\"expireContinue\":true,\"compact\":true,\"breakWatches\":\"close\"}")
+            default:
+                cluster.server.fault("{\"slow\":{\"secondsPerByte\":0.0005,\"count\":4},\"breakWatches\":\"close\"}")
+            }
+            cluster.make((0..<Int.random(in: 1...6, using: &random)).map { _ in cluster.content.change(&random) })
+            if Int.random(in: 0..<3, using: &random) == 0 {
+                cluster.server.fault(
+                    "{\"stallWatches\":false,\"disconnect\":false,\"status\":null,\"goneAsStatus\":false}")
+            }
+        }
+        cluster.server.fault("{\"stallWatches\":false,\"disconnect\":false,\"status\":null,\"goneAsStatus\":false}")
+        #expect(await cluster.converges(seconds: 30), "seed \(seed)")
+        let counters = cluster.server.counters()
+        #expect(counters.mostWatches.values.allSatisfy { $0 <= 1 }, "\(counters.mostWatches)")
+        #expect(counters.denials.isEmpty, "\(counters.denials)")
+        await cluster.inventory.stop()
+    }
+
+    @Test func aBrokenWatchGoesOnWhereItWas() async throws {
+        let cluster = try Cluster("resume")
+        cluster.fill()
+        await cluster.inventory.start()
+        #expect(await cluster.converges())
+        let before = cluster.server.counters().requests
+        for kind in ["reset", "close", "truncate", "garbage"] {
+            cluster.server.fault("{\"breakWatches\":\"\(kind)\"}")
+            cluster.make([.set(cluster.content.set("Node", "n1", ClusterContent.node(1, 100 + kind.count)))])
+            #expect(await cluster.converges(), "\(kind)")
+        }
+        let after = cluster.server.counters().requests
+        #expect(after["list nodes"] == before["list nodes"], "listed again")
+        // Forgotten: one list more.
+        cluster.server.fault("{\"compact\":true,\"breakWatches\":\"close\"}")
+        cluster.make([.set(cluster.content.set("Node", "n1", ClusterContent.node(1, 99)))])
+        #expect(await cluster.converges())
+        await cluster.inventory.stop()
+    }
+
+    @Test func aServerInTroubleIsNotHammered() async throws {
+        let cluster = try Cluster("trouble")
+        cluster.fill()
+        await cluster.inventory.start()
+        cluster.server.fault("{\"status\":{\"code\":503,\"count\":100000},\"breakWatches\":\"close\"}")
+        try await Task.sleep(for: .seconds(1))
+        cluster.server.control("reset", "")
+        try await Task.sleep(for: .seconds(3))
+        let sum = cluster.server.counters().requests.values.reduce(0, +)
+        // Seven watches, at most one attempt each half a second.
+        #expect(sum > 7 && sum <= 7 * 7, "\(sum) requests in three seconds")
+        cluster.server.fault("{\"status\":null}")
+        #expect(await cluster.converges())
+        await cluster.inventory.stop()
+    }
+
+    @Test func oneMalformedObjectNeverStopsTheRest() async throws {
+        let cluster = try Cluster("malformed")
+        cluster.fill()
+        await cluster.inventory.start()
+        let good = await cluster.inventory.inventory().nodes["n1"]
+        cluster.server.apply([
+            ClusterContent.node(1, 5).replacingOccurrences(of: "10.244.1.0/24", with: "nonsense"),
+            ClusterContent.policy("culvert.dev/v1alpha1", "EgressPolicy", "bad", 1)
+                .replacingOccurrences(of: "203.0.1.0/24", with: "x"),
+        ])
+        cluster.make([.set(cluster.content.set("Node", "n2", ClusterContent.node(2, 77)))])
+        #expect(await cluster.converges())
+        let inventory = await cluster.inventory.inventory()
+        #expect(inventory.nodes["n1"] == good, "its last good content stays")
+        #expect(inventory.problems.contains { "\($0)".contains("n1") && "\($0)".contains("nonsense") })
+        #expect(inventory.problems.contains { "\($0)".contains("bad") })
+        await cluster.inventory.stop()
+    }
+
+    @Test func resourcesThatAreNotInstalledAreNone() async throws {
+        let cluster = try Cluster("groups")
+        for group in ["kilo.squat.ai", "culvert.dev", "cilium.io"] {
+            cluster.server.fault("{\"groupOff\":\"\(group)\"}")
+        }
+        cluster.fill()
+        await cluster.inventory.start()
+        #expect(await cluster.inventory.inventory().nodes.count == 4)
+        let status = await cluster.inventory.status()
+        #expect(status["synchronized"]?.bool == true && status["problems"]?.elements?.isEmpty == true)
+        cluster.server.fault("{\"groupOn\":\"culvert.dev\"}")
+        cluster.server.apply([ClusterContent.policy("culvert.dev/v1alpha1", "EgressPolicy", "e", 1)])
+        let end = Date().addingTimeInterval(10)
+        while await cluster.inventory.inventory().policies.isEmpty && Date() < end {
+            try await Task.sleep(for: .milliseconds(100))
+        }
+        #expect(await cluster.inventory.inventory().policies.count == 1)
+        await cluster.inventory.stop()
+    }
+
+    @Test func theLastInventoryIsKeptOnDisk() async throws {
+        let cluster = try Cluster("cache", cache: true)
+        cluster.fill()
+        cluster.make([
+            .set(cluster.content.set("Peer", "peer1", ClusterContent.peer(1, 1))),
+            .set(
+                cluster.content.set(
+                    "EgressPolicy", "e", ClusterContent.policy("culvert.dev/v1alpha1", "EgressPolicy", "e", 1))),
+        ])
+        await cluster.inventory.start()
+        #expect(await cluster.converges())
+        await cluster.inventory.saveCache()
+        await cluster.inventory.stop()
+        let path = "\(cluster.server.directory)/inventory.json"
+        #expect(Shell.run("stat -c %a \(path)").output == "600\n")
+        // A server that answers nobody.
+        let client = try KubernetesClient(
+            access: ClusterAccess(server: "http://127.0.0.1:9", credential: .none), userAgent: "test")
+        let second = KubernetesInventory(
+            client: client, nodeName: "n0", cachePath: path, ceiling: 1, logger: Self.quiet)
+        await second.start(patience: 0.3)
+        #expect(cluster.same(await second.inventory(), cluster.content.expected(on: "n0")))
+        let status = await second.status()
+        #expect((status["fromDiskSeconds"]?.integer ?? -1) >= 0, "\(status.text())")
+        #expect(status["synchronized"]?.bool == false)
+        await second.stop()
+    }
+
+    @Test func publishesOnlyWhatChanges() async throws {
+        let cluster = try Cluster("publish")
+        cluster.fill()
+        await cluster.inventory.start()
+        await cluster.inventory.publish(annotations: [
+            "kilo.squat.ai/key": "k1", "culvert.dev/egress-address": "1.2.3.4",
+        ])
+        func annotations() -> JSON? { cluster.server.get("/api/v1/nodes/n0")?["metadata"]?["annotations"] }
+        try await eventually { annotations()?["kilo.squat.ai/key"]?.string == "k1" }
+        #expect(annotations()?["kilo.squat.ai/location"]?.string == "l1", "somebody else's stays")
+        for _ in 0..<5 {
+            await cluster.inventory.publish(
+                annotations: ["kilo.squat.ai/key": "k1", "culvert.dev/egress-address": "1.2.3.4"])
+            try await Task.sleep(for: .milliseconds(150))
+        }
+        #expect(cluster.server.counters().requests["patch nodes"] == 1)
+        await cluster.inventory.publish(annotations: ["kilo.squat.ai/key": "k2"])
+        try await eventually { annotations()?["kilo.squat.ai/key"]?.string == "k2" }
+        #expect(annotations()?["culvert.dev/egress-address"] == nil, "what is said no more goes")
+        await cluster.inventory.stop()
+    }
+
+    @Test func aPodIsJudgedByWatchOrRequestOrNotAtAll() async throws {
+        let cluster = try Cluster("pods")
+        cluster.fill()
+        await cluster.inventory.start()
+        func reference(_ name: String, _ uid: String, seconds: Int = 2, decided: Bool = false) -> PodReference {
+            PodReference(
+                namespace: "ns1", name: name, uid: uid, isDecided: decided, deadline: .now + .seconds(seconds))
+        }
+        func uid(_ name: String) -> String {
+            cluster.server.get("/api/v1/namespaces/ns1/pods/\(name)")?["metadata"]?["uid"]?.string ?? ""
+        }
+        let first = uid("p1")
+        #expect(try await cluster.inventory.identify(reference("p1", first)).origin == .watch)
+        #expect(try await cluster.inventory.identify(reference("any", "any", decided: true)).origin == .annotations)
+        await #expect(throws: PodLookup.Failure.self) {
+            try await cluster.inventory.identify(reference("p1", "another-uid", seconds: 1))
+        }
+        // The watch is behind: one request knows.
+        cluster.server.fault("{\"stallWatches\":true}")
+        cluster.server.apply([ClusterContent.pod(7, node: "n0", label: "late")])
+        let late = try await cluster.inventory.identify(reference("p7", uid("p7"), seconds: 5))
+        #expect(late.origin == .get || late.origin == .watch)
+        #expect(await cluster.inventory.inventory().pods.contains { $0.name == "p7" })
+        cluster.server.fault("{\"stallWatches\":false}")
+        // Nobody answers.
+        cluster.server.fault("{\"disconnect\":true}")
+        let start = ContinuousClock.now
+        let error = await #expect(throws: PodLookup.Failure.self) {
+            try await cluster.inventory.identify(reference("p8", "uid-8"))
+        }
+        #expect(error?.message.contains("cannot be judged") == true)
+        #expect(ContinuousClock.now - start < .seconds(2), "the plugin must get the answer in time")
+        #expect(try await cluster.inventory.identify(reference("p1", first)).origin == .watch)
+        #expect(try await cluster.inventory.identify(reference("p8", "uid-8", decided: true)).origin == .annotations)
+        await cluster.inventory.stop()
+    }
+
+    private func eventually(_ condition: () -> Bool) async throws {
+        let end = Date().addingTimeInterval(10)
+        while !condition() && Date() < end { try await Task.sleep(for: .milliseconds(100)) }
+        #expect(condition())
+    }
+}
