@@ -394,11 +394,12 @@ public actor KubernetesInventory: InventorySource {
 
     // MARK: cache
 
-    /// Writes the inventory to disk some time after it has changed.
+    /// Writes the inventory to disk once it is whole, and then ten seconds after a change at the latest.
     private func keepCache() async {
         while !Task.isCancelled {
-            try? await Task.sleep(for: .seconds(5))
-            if isCacheStale && cachedAt == nil { saveCache() }
+            let isWhole = cachedAt == nil && listed.count == KubernetesInventory.watched.count
+            if isWhole && isCacheStale { saveCache() }
+            try? await Task.sleep(for: isWhole ? .seconds(10) : .milliseconds(100))
         }
     }
 

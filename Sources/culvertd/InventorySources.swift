@@ -21,6 +21,8 @@ enum InventorySources {
                 }
             let client = try KubernetesClient(
                 access: access, userAgent: "culvertd/\(Culvertd.configuration.version) (\(nodeName))")
+            // Before the sockets' umask, which would take the directory's x bits.
+            mkdir(stateDirectory, 0o750)
             let inventory = KubernetesInventory(
                 client: client, nodeName: nodeName, cachePath: stateDirectory + "/inventory.json", logger: logger)
             await inventory.start()

@@ -173,6 +173,11 @@ helper() {
         echo $! > "$D/$node.wireguard.pid"
         for _ in $(seq 100); do [ -S "$D/$node/wireguard/cni-culvert-wg.sock" ] && break; sleep 0.1; done
     fi
+    # LAB_API is the Unix socket of a stand-in for the API server: every node finds it at 127.0.0.1:6443.
+    if [ -n "${LAB_API:-}" ] && [ ! -e "$D/$node.api.pid" ]; then
+        (exec ip netns exec "$P-$node" socat TCP-LISTEN:6443,bind=127.0.0.1,fork,reuseaddr "UNIX-CONNECT:$LAB_API" > /dev/null 2>&1 < /dev/null) &
+        echo $! > "$D/$node.api.pid"
+    fi
     (unprivileged "$node" "$BIN/culvertd" run ${LAB_CONFIG:+--config "$LAB_CONFIG"} --node "$node" --inventory "$D/inventory" \
         --run-dir "$D/$node" --state-dir "$D/$node/state" --log-level "${LAB_LOG_LEVEL:-info}" >> "$D/$node.log" 2>&1 < /dev/null) &
     echo $! > "$D/$node.pid"

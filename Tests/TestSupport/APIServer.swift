@@ -32,8 +32,9 @@ public final class APIServer: Sendable {
             throw Failure(description: "the stand-in API server does not start: \(started.errors)")
         }
         url = started.output
-        pid = Int(
-            Shell.run("cat \(directory)/apiserver.pid").output.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0
+        pid =
+            Int(
+                Shell.run("cat \(directory)/apiserver.pid").output.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0
     }
 
     deinit {
@@ -56,8 +57,10 @@ public final class APIServer: Sendable {
     public func delete(_ manifests: [String]) { control("delete", "[\(manifests.joined(separator: ","))]") }
     /// An object as it is now.
     public func get(_ path: String) -> JSON? {
-        Shell.run("curl -sf --unix-socket \(directory)/api.unix -H 'Authorization: Bearer ADMIN' http://localhost\(path)")
-            .json
+        Shell.run(
+            "curl -sf --unix-socket \(directory)/api.unix -H 'Authorization: Bearer ADMIN' http://localhost\(path)"
+        )
+        .json
     }
 
     /// Requests by `verb resource`, the most watches ever open at once by resource, denials.

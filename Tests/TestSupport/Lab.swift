@@ -27,9 +27,10 @@ public final class Lab: Sendable {
     /// - Parameters:
     ///   - script: `lab.sh`, one cluster of three nodes; `sites.sh`, two locations of two nodes.
     ///   - configuration: more keys of the helpers' configuration.
+    ///   - extra: more variables for the scripts.
     public init(
         _ name: String, routing: Routing = .stack, tunnelProtocol: String = Lab.tunnelProtocol,
-        script: String = "lab.sh", configuration: String = ""
+        script: String = "lab.sh", configuration: String = "", extra: [String: String] = [:]
     ) throws {
         self.routing = routing
         prefix = "\(Shell.prefix)\(name)"
@@ -38,7 +39,7 @@ public final class Lab: Sendable {
         environment = [
             "LAB_ROUTING": routing.rawValue, "LAB_CONFIG": config,
             "LAB_BPF": ProcessInfo.processInfo.environment["CULVERT_LAB_BPF"] ?? "/tmp/host_routing.bpf.o",
-        ]
+        ].merging(extra) { _, new in new }
         Lab.live.withLock { $0.append((prefix, directory)) }
         _ = Lab.atExit
         Shell.run("mkdir -p \(directory)/inventory && chmod 755 \(directory)")
@@ -109,10 +110,12 @@ public final class Lab: Sendable {
     /// - Parameter routing: another one than the lab's.
     @discardableResult
     public func pod(
-        _ name: String, on node: String, last: Int, labels: String = "", routing: Routing? = nil
+        _ name: String, on node: String, last: Int, labels: String = "", routing: Routing? = nil,
+        extra: [String: String] = [:]
     ) throws -> CommandResult {
-        try check(
-            lab("pod \(node) \(name) \(last) \(labels)", extra: routing.map { ["LAB_ROUTING": $0.rawValue] } ?? [:]))
+        var extra = extra
+        if let routing { extra["LAB_ROUTING"] = routing.rawValue }
+        return try check(lab("pod \(node) \(name) \(last) \(labels)", extra: extra))
     }
     /// Runs a command in one of the lab's network namespaces.
     @discardableResult

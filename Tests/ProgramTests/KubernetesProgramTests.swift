@@ -1,0 +1,211 @@
+import Foundation
+import Jansson
+import TestSupport
+import Testing
+
+/// The helpers with the API (the stand-in) as their inventory, and nothing else.
+@Suite(.serialized, .enabled(if: Lab.isPossible, "needs root and CULVERT_LAB=1"))
+struct KubernetesProgramTests {
+    /// A cluster whose objects are in the API server, with exactly the verbs of install/kubernetes/rbac.yaml.
+    final class Cluster {
+        let api: APIServer
+        let lab: Lab
+
+        init(_ name: String) throws {
+            let directory = "/run/culvert-\(Shell.prefix)-api-\(name)"
+            Shell.run(
+                "mkdir -p \(directory) && printf 'SECRET-T1 system:serviceaccount:kube-system:culvertd\nADMIN admin system:masters\n' > \(directory)/tokens"
+            )
+            api = try APIServer(
+                name,
+                arguments:
+                    "--token-file \(directory)/tokens --rbac \(Shell.packageRoot)/install/kubernetes/rbac.yaml --bookmark-seconds 1"
+            )
+            try """
+            apiVersion: v1
+            kind: Config
+            current-context: lab
+            contexts: [{name: lab, context: {cluster: lab, user: lab}}]
+            clusters: [{name: lab, cluster: {server: "http://127.0.0.1:6443"}}]
+            users: [{name: lab, user: {token: SECRET-T1}}]
+            """.write(toFile: "\(directory)/kubeconfig", atomically: true, encoding: .utf8)
+            Shell.run(
+                "chown 65534 \(directory)/kubeconfig; chmod 600 \(directory)/kubeconfig; chmod 777 \(directory)/api.unix"
+            )
+            lab = try Lab(
+                name, configuration: "inventory: {source: kubernetes, kubeconfig: \(directory)/kubeconfig}\n",
+                extra: ["LAB_API": "\(directory)/api.unix"])
+            // What the lab knows as files goes into the server, and the files away.
+            Shell.run(
+                """
+                cd \(lab.directory)/inventory && for f in *.yaml; do
+                    /usr/bin/python3 -c 'import sys, json, yaml; print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))' $f |
+                        curl -sf --unix-socket \(directory)/api.unix --data-binary @- http://localhost/_standin/apply > /dev/null
+                    rm $f
+                done
+                """)
+        }
+
+        func apply(yaml: String) {
+            Shell.run(
+                "/usr/bin/python3 -c 'import sys, json, yaml; print(json.dumps([d for d in yaml.safe_load_all(sys.stdin) if d]))' | curl -sf --unix-socket \(api.directory)/api.unix --data-binary @- http://localhost/_standin/apply",
+                input: yaml)
+        }
+
+        /// Makes the Pod object, as the scheduler and the kubelet would have by the time of an ADD: it has no address yet.
+        func makePod(_ name: String, on node: String, app: String) {
+            api.apply([
+                "{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{\"namespace\":\"default\",\"name\":\"\(name)\",\"labels\":{\"app\":\"\(app)\"}},\"spec\":{\"nodeName\":\"\(node)\",\"containers\":[]},\"status\":{\"phase\":\"Pending\"}}"
+            ])
+        }
+        func arguments(_ name: String, uid: String? = nil) -> [String: String] {
+            let known = api.get("/api/v1/namespaces/default/pods/\(name)")?["metadata"]?["uid"]?.string
+            return [
+                "LAB_CNI_ARGS":
+                    "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=\(name);K8S_POD_INFRA_CONTAINER_ID=x;K8S_POD_UID=\(uid ?? known ?? "none")"
+            ]
+        }
+        /// A pod with its object, and its ADD.
+        func pod(_ name: String, on node: String, last: Int, app: String, routing: Lab.Routing = .stack) throws {
+            makePod(name, on: node, app: app)
+            try lab.pod(name, on: node, last: last, routing: routing, extra: arguments(name))
+        }
+        func status(_ node: String) -> JSON? { lab.api(node, "/v1/status") }
+    }
+
+    @Test func theClusterIsAllThatThePodNeeds() throws {
+        let cluster = try Cluster("k")
+        let lab = cluster.lab
+        cluster.apply(yaml: Lab.policy("shop", app: "shop"))
+        try lab.start("n1", "n2", "n3")
+        try cluster.pod("a", on: "n1", last: 10, app: "shop")
+        try cluster.pod("b", on: "n1", last: 11, app: "shop", routing: .ebpf)
+        try cluster.pod("c", on: "n1", last: 12, app: "other")
+        for pod in ["a", "b", "c"] { #expect(lab.pings(pod, "203.0.113.10", count: 3)) }
+        #expect(lab.seen("pings") == ["10.0.0.13 > 203.0.113.10": 6, "10.0.0.11 > 203.0.113.10": 3])
+        // The gateway moves with a change of the policy, and with a label of a node.
+        cluster.apply(yaml: Lab.policy("shop", app: "shop", zone: "z2"))
+        #expect(
+            lab.eventually {
+                lab.forgetSeen()
+                return lab.pings("a", "203.0.113.10") && lab.seen("pings") == ["10.0.0.12 > 203.0.113.10": 1]
+            })
+        // The Node says what others need to know.
+        let annotations = cluster.api.get("/api/v1/nodes/n1")?["metadata"]?["annotations"]
+        #expect(annotations?["kilo.squat.ai/cilium-internal-ip"]?.string == "10.244.1.1")
+        #expect(annotations?["culvert.dev/egress-address"]?.string == "10.0.0.11")
+        // Exactly those verbs; one watch of everything.
+        let counters = cluster.api.counters()
+        #expect(counters.denials.isEmpty, "\(counters.denials)")
+        #expect(counters.mostWatches.values.allSatisfy { $0 <= 1 })
+        #expect(Set(counters.mostWatches.keys).count == 7)
+        // How the pods were judged, in the status; the token nowhere.
+        let lookups = cluster.status("n1")?["inventory"]?["podLookups"]
+        let count = (lookups?.members ?? []).reduce(0) { $0 + ($1.value["count"]?.integer ?? 0) }
+        #expect(count == 3, "\(lookups?.text() ?? "")")
+        #expect(lab.ctl("n1", "status").output.contains("pods judged by"))
+        for node in ["n1", "n2", "n3"] {
+            let said = lab.log(node) + lab.ctl(node, "status -o json").output + lab.ctl(node, "plan").output
+            #expect(!said.isEmpty && !said.contains("SECRET-T1"))
+        }
+    }
+
+    @Test func podsThatWereThereFirstAreAdopted() throws {
+        let cluster = try Cluster("j")
+        let lab = cluster.lab
+        cluster.apply(yaml: Lab.policy("shop", app: "shop"))
+        cluster.api.apply(
+            [
+                ("old", "shop", "", "Running", "10.244.1.20"),
+                ("host", "shop", "\"hostNetwork\":true,", "Running", "10.0.0.11"),
+                ("done", "shop", "", "Succeeded", "10.244.1.21"),
+            ].map { name, app, spec, phase, address in
+                "{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{\"namespace\":\"default\",\"name\":\"\(name)\",\"labels\":{\"app\":\"\(app)\"}},\"spec\":{\(spec)\"nodeName\":\"n1\",\"containers\":[]},\"status\":{\"phase\":\"\(phase)\",\"podIPs\":[{\"ip\":\"\(address)\"}]}}"
+            })
+        try lab.start("n1", "n3")
+        let attachments = lab.api("n1", "/v1/attachments")?.elements ?? []
+        #expect(attachments.count == 1 && attachments.first?["adopted"]?.bool == true, "\(attachments)")
+        #expect(lab.run(in: "n1", "ip rule show").output.contains("from 10.244.1.20 lookup 47000"))
+    }
+
+    @Test func withoutTheServerNothingIsLost() throws {
+        let cluster = try Cluster("d")
+        let lab = cluster.lab
+        // A minute where there is time.
+        let seconds = ProcessInfo.processInfo.environment["CULVERT_WHOLE"] == "1" ? 60.0 : 8
+        cluster.apply(yaml: Lab.policy("shop", app: "shop"))
+        try lab.start("n1", "n2", "n3")
+        try cluster.pod("a", on: "n1", last: 10, app: "shop")
+        try cluster.pod("b", on: "n1", last: 11, app: "shop")
+        cluster.makePod("known", on: "n1", app: "shop")
+        let known = cluster.arguments("known")
+        #expect(lab.eventually { (cluster.status("n1")?["inventory"]?["podLookups"] != nil) })
+        usleep(500_000)
+        let outcome = "\(lab.directory)/ping"
+        Shell.run(
+            "ip netns exec \(lab.prefix)-a ping -n -q -i 0.2 -w \(Int(seconds) + 4) 203.0.113.10 > \(outcome) 2>&1 < /dev/null & sleep 0.5"
+        )
+        cluster.api.fault("{\"disconnect\":true}")
+        let cut = Date()
+        #expect(lab.eventually { cluster.status("n1")?["warnings"]?.elements?.isEmpty == false })
+        // A pod that the watch knew, one that nobody knows, and one that decides by itself.
+        try lab.pod("known", on: "n1", last: 12, extra: known)
+        #expect(lab.pings("known", "203.0.113.10"))
+        let refused = #expect(throws: Lab.Failure.self) {
+            try lab.pod(
+                "unknown", on: "n1", last: 13,
+                extra: cluster.arguments("unknown", uid: "u").merging(["LAB_TIMEOUT": "3"]) { _, new in new })
+        }
+        #expect(
+            refused?.description.contains("\"code\": 11") == true
+                || refused?.description.contains("\"code\":11") == true, "\(refused?.description ?? "")")
+        #expect(refused?.description.contains("cannot be judged") == true)
+        try lab.pod(
+            "decided", on: "n1", last: 14,
+            extra: cluster.arguments("decided", uid: "v").merging([
+                "LAB_RUNTIME_CONFIG":
+                    "{\"io.kubernetes.cri.pod-annotations\": {\"culvert.dev/egress-policy\": \"shop\"}}"
+            ]) { _, new in new })
+        #expect(lab.pings("decided", "203.0.113.10"))
+        #expect(lab.plugin("n1", "DEL", "b").status == 0)
+        // A helper that starts now goes on from its disk, and says so.
+        lab.kill("n1")
+        try lab.start("n1")
+        #expect(lab.ctl("n1", "status").output.contains("NOT REACHED: from disk"), "\(lab.ctl("n1", "status").output)")
+        #expect(lab.ctl("n1", "diff").output == "[]\n")
+        #expect(lab.pings("known", "203.0.113.10"))
+        // What happens meanwhile is found when it comes back.
+        cluster.apply(yaml: Lab.policy("shop", app: "shop", zone: "z2"))
+        let left = seconds - Date().timeIntervalSince(cut)
+        if left > 0 { usleep(UInt32(left * 1_000_000)) }
+        cluster.api.fault("{\"disconnect\":false}")
+        #expect(lab.eventually(60) { lab.ctl("n1", "status").output.contains("NOT REACHED") == false })
+        #expect(
+            lab.eventually {
+                lab.forgetSeen()
+                return lab.pings("known", "203.0.113.10") && lab.seen("pings") == ["10.0.0.12 > 203.0.113.10": 1]
+            })
+        #expect(lab.eventually(60) { Shell.run("cat \(outcome)").output.contains("transmitted") })
+        #expect(Shell.run("cat \(outcome)").output.contains(" 0% packet loss"), "\(Shell.run("cat \(outcome)").output)")
+        let names = (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["name"]?.string }
+        #expect(Set(names) == ["a", "known", "decided"], "\(names)")
+    }
+
+    @Test func whatIsRefusedIsAnEvent() throws {
+        let cluster = try Cluster("v")
+        let lab = cluster.lab
+        cluster.apply(
+            yaml: Lab.policy("shop", app: "shop", zone: "z9") + Lab.policy("bad", app: "bad", more: "mystery: 1"))
+        try lab.start("n1")
+        try cluster.pod("a", on: "n1", last: 10, app: "shop")
+        #expect(throws: Lab.Failure.self) { try cluster.pod("b", on: "n1", last: 11, app: "bad") }
+        func events() -> [String] {
+            (cluster.api.get("/api/v1/events")?["items"]?.elements ?? []).map {
+                "\($0["involvedObject"]?["kind"]?.string ?? "") \($0["involvedObject"]?["name"]?.string ?? "") \($0["reason"]?.string ?? "")"
+            }.sorted()
+        }
+        #expect(
+            lab.eventually { events() == ["CiliumEgressGatewayPolicy shop NoGateway", "Pod b EgressRefused"] },
+            "\(events())")
+    }
+}
