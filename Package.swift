@@ -79,6 +79,14 @@ let package = Package(
                 .product(name: "NIOSSL", package: "swift-nio-ssl"),
                 .product(name: "Logging", package: "swift-log"),
             ]),
+        .target(
+            name: "Etcd",
+            dependencies: [
+                "Inventory", "Model", "Jansson", "CLinux",
+                .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOSSL", package: "swift-nio-ssl"),
+                .product(name: "Logging", package: "swift-log"),
+            ]),
         .target(name: "Planner", dependencies: ["Model", "Jansson"]),
         .target(
             name: "Datapath",
@@ -97,7 +105,7 @@ let package = Package(
         .executableTarget(
             name: "culvertd",
             dependencies: [
-                "API", "Datapath", "Inventory", "Kubernetes", "Planner", "Model", "CLinux",
+                "API", "Datapath", "Etcd", "Inventory", "Kubernetes", "Planner", "Model", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "Logging", package: "swift-log"),
@@ -132,6 +140,12 @@ let package = Package(
             name: "KubernetesTests",
             dependencies: [
                 "Kubernetes", "Inventory", "Model", "Jansson", "CLinux", "TestSupport",
+                .product(name: "Logging", package: "swift-log"),
+            ]),
+        .testTarget(
+            name: "EtcdTests",
+            dependencies: [
+                "Etcd", "Inventory", "Model", "Jansson", "CLinux", "TestSupport",
                 .product(name: "Logging", package: "swift-log"),
             ]),
         .testTarget(name: "ScenarioTests", dependencies: ["TestSupport", "Jansson"]),

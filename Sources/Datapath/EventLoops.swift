@@ -18,11 +18,12 @@ public enum EventLoops {
         try BlockingThread.start("kernel notifications") { host.run() }
         let firewall = try FirewallEventLoop(port: ports.firewall, drift: driftSignal, logger: logger)
         try BlockingThread.start("nftables notifications") { firewall.run() }
-        if let files = agent.source as? FileSource {
+        if let files = agent.source.files {
             try BlockingThread.start("the inventory directory") { files.watch() }
         }
         if await agent.configuration.mesh.enabled { Task { await watchMesh(agent: agent) } }
         Task { for await _ in agent.source.changes { await agent.inventoryChanged() } }
+        Task { for await policies in agent.reports { await agent.source.report(policies) } }
         Task { for await annotations in agent.publications { await agent.source.publish(annotations: annotations) } }
         Task {
             for await _ in drift {

@@ -43,6 +43,9 @@ public actor NodeAgent {
     /// What this node has to say of itself, whenever that changes.
     nonisolated let publications: AsyncStream<[String: String]>
     private let publication: AsyncStream<[String: String]>.Continuation
+    /// What became of the policies of which this node is to tell, whenever that changes.
+    nonisolated let reports: AsyncStream<[PolicyReport]>
+    private let report: AsyncStream<[PolicyReport]>.Continuation
     /// Why WireGuard is not as planned; empty when it is.
     public private(set) var meshProblem = ""
     private var savedIDs = AssignedIDs()
@@ -65,6 +68,7 @@ public actor NodeAgent {
         reconciler = try Reconciler(privateKey: settings.keys?.privateKey)
         (publications, publication) = AsyncStream.makeStream(
             of: [String: String].self, bufferingPolicy: .bufferingNewest(1))
+        (reports, report) = AsyncStream.makeStream(of: [PolicyReport].self, bufferingPolicy: .bufferingNewest(1))
         facts = LocalFacts(nodeName: settings.nodeName)
     }
 
@@ -137,6 +141,7 @@ public actor NodeAgent {
         plan = Planner.plan(
             configuration: settings.configuration, localFacts: facts, inventory: inventory, attachments: all,
             previousIDs: plan.ids)
+        report.yield(policyReports)
         let withoutGateway = plan.policies.filter { $0.gateway == nil && $0.attachments > 0 && $0.problem != "" }
         if !withoutGateway.isEmpty {
             let source = source
@@ -149,6 +154,15 @@ public actor NodeAgent {
                 }
             }
         }
+    }
+
+    /// One node tells of each policy: its gateway, or where it has none, the first node by name.
+    private var policyReports: [PolicyReport] {
+        let first = inventory.nodes.keys.min()
+        return plan.policies.filter { policy in
+            policy.source == .culvert
+                && (policy.gateway == settings.nodeName || (policy.gateway == nil && first == settings.nodeName))
+        }.map { PolicyReport(name: $0.name, activeGateways: [$0.gateway].compactMap { $0 }, reason: $0.problem) }
     }
 
     /// Saves the numbers first: after a crash they must be those that the kernel has.

@@ -7,11 +7,12 @@ public actor FileSource: InventorySource {
     public nonisolated let changes: AsyncStream<Void>
     private let signal: AsyncStream<Void>.Continuation
     private let directory: String
-    private var files: FileInventory
+    private var manifests: FileInventory
+    public nonisolated var files: FileSource? { self }
 
     public init(directory: String) {
         self.directory = directory
-        files = FileInventory(directory: directory)
+        manifests = FileInventory(directory: directory)
         (changes, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
     }
 
@@ -30,11 +31,12 @@ public actor FileSource: InventorySource {
         }
     }
 
-    public func inventory() -> Inventory { files.read() }
+    public func inventory() -> Inventory { manifests.read() }
     /// Files are complete by definition: a pod that they do not hold has no labels.
     public func identify(_ pod: PodReference) -> PodLookup { PodLookup(.given) }
     /// `<run-dir>/published` is all there is.
     public func publish(annotations: [String: String]) {}
+    public func report(_ policies: [PolicyReport]) {}
     public func record(_ event: ObjectEvent) {}
     public func status() -> JSON { .make(("source", .string("file")), ("path", .string(directory))) }
 }

@@ -13,6 +13,12 @@ public struct HelperConfiguration: Equatable, Sendable {
     public var kubeconfig: String?
     /// `kubernetes`: instead of the kubeconfig's current one.
     public var context: String?
+    /// `etcd`: Cilium's own configuration of its key-value store.
+    public var etcdConfiguration = "/var/lib/etcd-config/etcd.config"
+    /// `etcd`: Cilium's directory of other clusters of the mesh, a file each; nil: there are none.
+    public var clusterMesh: String?
+    /// `etcd`: Cilium's `cluster-name`.
+    public var clusterName = "default"
     /// `kubernetes`: instead of the API server that the environment or the kubeconfig names.
     public var server: String?
     public var planner = Configuration()
@@ -20,7 +26,7 @@ public struct HelperConfiguration: Equatable, Sendable {
     public init() {}
 
     /// Where nodes, pods and policies come from.
-    public enum Source: String, Sendable { case file, kubernetes }
+    public enum Source: String, Sendable { case file, kubernetes, etcd }
 
     public struct Failure: Error, Equatable, CustomStringConvertible {
         public let description: String
@@ -53,16 +59,23 @@ public struct HelperConfiguration: Equatable, Sendable {
             root, ["node", "inventory", "encapsulation", "mesh", "egress", "cluster", "listen", "log"])
         node = try root.string("node")
         if let inventory = try root.object("inventory") {
-            try HelperConfiguration.only(inventory, ["source", "path", "kubeconfig", "context", "server"])
+            try HelperConfiguration.only(
+                inventory,
+                [
+                    "source", "path", "kubeconfig", "context", "server", "etcdConfig", "clusterMesh", "clusterName",
+                ])
             let name = try inventory.string("source") ?? "file"
             guard let source = Source(rawValue: name) else {
-                throw inventory.fail("source", "\"\(name)\" is none of file, kubernetes")
+                throw inventory.fail("source", "\"\(name)\" is none of file, kubernetes, etcd")
             }
             self.source = source
             inventoryPath = try inventory.string("path") ?? inventoryPath
             kubeconfig = try inventory.string("kubeconfig")
             context = try inventory.string("context")
             server = try inventory.string("server")
+            etcdConfiguration = try inventory.string("etcdConfig") ?? etcdConfiguration
+            clusterMesh = try inventory.string("clusterMesh")
+            clusterName = try inventory.string("clusterName") ?? clusterName
         }
         if let encapsulation = try root.object("encapsulation") {
             try HelperConfiguration.only(encapsulation, ["protocol", "overlay", "strategy"])

@@ -5,12 +5,16 @@ import Model
 public protocol InventorySource: Sendable {
     /// Says that `inventory()` may have changed. One reader.
     var changes: AsyncStream<Void> { get }
+    /// The directory that is read too, and has to be watched by a thread; nil: none.
+    var files: FileSource? { get }
     /// What is known now.
     func inventory() async -> Inventory
     /// Waits until the pod of an ADD is known well enough to judge it by its labels.
     func identify(_ pod: PodReference) async throws(PodLookup.Failure) -> PodLookup
     /// Tells the other nodes what this node says of itself; called whenever that changes.
     func publish(annotations: [String: String]) async
+    /// Tells people what became of the policies of which this node is to tell; called whenever that changes.
+    func report(_ policies: [PolicyReport]) async
     /// Something happened that a person who looks at the object should see.
     func record(_ event: ObjectEvent) async
     /// For `culvertctl status`.
@@ -56,6 +60,20 @@ public struct PodLookup: Equatable, Sendable {
     }
     public let origin: Origin
     public init(_ origin: Origin) { self.origin = origin }
+}
+
+/// `status` of an EgressPolicy.
+public struct PolicyReport: Hashable, Sendable {
+    public let name: String
+    /// Names of nodes.
+    public let activeGateways: [String]
+    /// Why the policy is not in force; empty when it is.
+    public let reason: String
+    public init(name: String, activeGateways: [String], reason: String) {
+        self.name = name
+        self.activeGateways = activeGateways
+        self.reason = reason
+    }
 }
 
 /// For `kubectl describe`.

@@ -10,6 +10,7 @@ import Model
 /// Per node: one watch each of Node, CiliumNode, Namespace (metadata only), EgressPolicy, CiliumEgressGatewayPolicy and
 /// Peer, and one of the pods of this node.
 public actor KubernetesInventory: InventorySource {
+    public nonisolated var files: FileSource? { nil }
     public nonisolated let changes: AsyncStream<Void>
     private let signal: AsyncStream<Void>.Continuation
     private let client: KubernetesClient
@@ -35,6 +36,8 @@ public actor KubernetesInventory: InventorySource {
     private var lookups: [PodLookup.Origin: (count: Int64, seconds: Double)] = [:]
     private var published: [String: String] = [:]
     private var wanted: [String: String] = [:]
+    private var wantedReports: [PolicyReport] = []
+    private var reported: [String: PolicyReport] = [:]
     private var recorded: Set<ObjectEvent> = []
     private var isCacheStale = false
 
@@ -314,6 +317,10 @@ public actor KubernetesInventory: InventorySource {
     private func keepPublished() async {
         var backoff = Backoff(first: 0.2, ceiling: 30)
         while !Task.isCancelled {
+            do { try await writeReports() } catch {
+                logger.warning("the status of a policy cannot be written", metadata: ["error": "\(error)"])
+                try? await Task.sleep(for: backoff.wait(atLeast: (error as? APIError)?.retryAfter))
+            }
             let annotations = wanted
             if annotations != published, listed.contains(.nodes), known.nodes[nodeName] != nil {
                 do {
@@ -340,6 +347,33 @@ public actor KubernetesInventory: InventorySource {
                 }
             }
             try? await Task.sleep(for: .milliseconds(100))
+        }
+    }
+
+    public func report(_ policies: [PolicyReport]) { wantedReports = policies }
+
+    /// Writes the status of policies that differ from what was written last.
+    private func writeReports() async throws {
+        let wanted = wantedReports
+        reported = reported.filter { name, _ in wanted.contains { $0.name == name } }
+        for policy in wanted where reported[policy.name] != policy {
+            do {
+                try await client.apply(
+                    .egressPolicies, name: policy.name, subresource: "status", manager: KubernetesInventory.manager,
+                    .make(
+                        ("apiVersion", .string(Resource.egressPolicies.apiVersion)),
+                        ("kind", .string(Resource.egressPolicies.kind)),
+                        ("metadata", .make(("name", .string(policy.name)))),
+                        (
+                            "status",
+                            .make(
+                                ("activeGateways", .array(policy.activeGateways.map { .string($0) })),
+                                ("reason", .string(policy.reason)))
+                        )))
+            } catch let error as APIError where error.code == 404 {
+                // It is gone by now.
+            }
+            reported[policy.name] = policy
         }
     }
 

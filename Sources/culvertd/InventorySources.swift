@@ -1,3 +1,4 @@
+import Etcd
 import Foundation
 import Inventory
 import Kubernetes
@@ -25,6 +26,23 @@ enum InventorySources {
             mkdir(stateDirectory, 0o750)
             let inventory = KubernetesInventory(
                 client: client, nodeName: nodeName, cachePath: stateDirectory + "/inventory.json", logger: logger)
+            await inventory.start()
+            return inventory
+        case .etcd:
+            var clusters = [
+                EtcdInventory.Cluster(
+                    name: settings.clusterName,
+                    configuration: try EtcdConfiguration(contentsOf: settings.etcdConfiguration))
+            ]
+            if let directory = settings.clusterMesh {
+                // A file each, named like the cluster; keys and certificates beside them have other endings.
+                let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
+                for name in names.sorted() where !name.contains(".") && name != settings.clusterName {
+                    clusters.append(
+                        .init(name: name, configuration: try EtcdConfiguration(contentsOf: "\(directory)/\(name)")))
+                }
+            }
+            let inventory = try EtcdInventory(clusters: clusters, directory: settings.inventoryPath, logger: logger)
             await inventory.start()
             return inventory
         }

@@ -110,6 +110,29 @@ struct KubernetesProgramTests {
         }
     }
 
+    @Test func aPolicySaysWhatBecameOfIt() throws {
+        let cluster = try Cluster("w")
+        let lab = cluster.lab
+        for (name, zone) in [("one", "z2"), ("two", "z9")] {
+            cluster.apply(
+                yaml: Lab.policy(name, app: "shop", zone: zone, kind: "EgressPolicy"))
+        }
+        try lab.start("n1", "n2")
+        func status(_ name: String) -> JSON? {
+            cluster.api.get("/apis/culvert.dev/v1alpha1/egresspolicies/\(name)")?["status"]
+        }
+        #expect(
+            lab.eventually { status("one")?["activeGateways"]?.elements?.first?.string == "n2" },
+            "\(status("one")?.text() ?? "")")
+        #expect(status("one")?["reason"]?.string == "")
+        #expect(
+            lab.eventually { status("two")?["reason"]?.string?.isEmpty == false }, "\(status("two")?.text() ?? "")")
+        let writes = cluster.api.counters().requests["patch egresspolicies.culvert.dev/status"]
+        usleep(1_000_000)
+        #expect(cluster.api.counters().requests["patch egresspolicies.culvert.dev/status"] == writes)
+        #expect(cluster.api.counters().denials.isEmpty)
+    }
+
     @Test func podsThatWereThereFirstAreAdopted() throws {
         let cluster = try Cluster("j")
         let lab = cluster.lab

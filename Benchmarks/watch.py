@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""How culvertd follows a cluster of 5,000 nodes: memory, processor time, and how soon a change is in the kernel.
+
+    watch.py NAMESPACE RUN_DIR PID STAND_IN_SOCKET [NODES [SECONDS]]
+
+The helper runs in the network namespace NAMESPACE and follows the stand-in API server. One CiliumNode a second gets
+another address; the change is in the kernel when the set of tunnel peers of the firewall has it. The yardstick, in the
+same run: the time `nft get element` takes.
+"""
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+namespace, run_dir, pid, path = sys.argv[1:5]
+nodes = int(sys.argv[5]) if len(sys.argv) > 5 else 5000
+seconds = int(sys.argv[6]) if len(sys.argv) > 6 else 60
+
+
+class Unix(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(path)
+
+
+def control(what, body):
+    connection = Unix("localhost")
+    connection.request("POST", "/_standin/" + what, json.dumps(body))
+    answer = connection.getresponse()
+    assert answer.status == 200, answer.read()
+    connection.close()
+
+
+def address(n, turn=0):
+    return f"100.{64 + (n >> 8)}.{n & 255}.{1 + turn % 250}"
+
+
+def cilium_node(n, turn=0):
+    return {"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": f"b{n}"},
+            "spec": {"addresses": [{"type": "InternalIP", "ip": f"172.{16 + (n >> 16)}.{n >> 8 & 255}.{n & 255}"},
+                                   {"type": "CiliumInternalIP", "ip": address(n, turn)}],
+                     "ipam": {"podCIDRs": [f"100.{64 + (n >> 8)}.{n & 255}.0/24"]}}}
+
+
+def node(n):
+    # About as large as a real one: most of it is images and conditions that nobody here reads.
+    return {"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": f"b{n}", "labels": {f"label{i}": "some-value" for i in range(15)},
+                         "annotations": {f"example.org/annotation{i}": "x" * 60 for i in range(10)}},
+            "spec": {"podCIDRs": [f"100.{64 + (n >> 8)}.{n & 255}.0/24"]},
+            "status": {"addresses": [{"type": "InternalIP", "address": f"172.{16 + (n >> 16)}.{n >> 8 & 255}.{n & 255}"}],
+                       "images": [{"names": [f"registry.example/{i}@sha256:{'0' * 64}"], "sizeBytes": i} for i in range(40)]}}
+
+
+def cpu():
+    fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(key):
+    return next(int(line.split()[1]) / 1024 for line in open(f"/proc/{pid}/status") if line.startswith(key))
+
+
+def in_kernel(what):
+    return subprocess.run(["ip", "netns", "exec", namespace, "nft", "get", "element", "inet", "culvert", "tunnel_outer",
+                           "{", what, "}"], capture_output=True).returncode == 0
+
+
+for start in range(0, nodes, 500):
+    batch = range(start, min(start + 500, nodes))
+    control("apply", [node(n) for n in batch] + [cilium_node(n) for n in batch])
+deadline = time.time() + 120
+while not in_kernel(address(nodes - 1)):
+    assert time.time() < deadline, "the nodes do not reach the kernel"
+    time.sleep(0.2)
+time.sleep(5)
+
+# What a quiet cluster costs.
+idle = cpu()
+time.sleep(10)
+idle = (cpu() - idle) / 10
+yardstick = []
+for _ in range(20):
+    start = time.time()
+    in_kernel(address(0))
+    yardstick.append(time.time() - start)
+yardstick.sort()
+
+latencies = []
+before, start = cpu(), time.time()
+for turn in range(1, seconds + 1):
+    n = turn * 37 % nodes
+    began = time.time()
+    control("apply", [cilium_node(n, turn)])
+    while not in_kernel(address(n, turn)):
+        assert time.time() - began < 30, "a change does not reach the kernel"
+    latencies.append(time.time() - began)
+    time.sleep(max(0, start + turn - time.time()))
+used = (cpu() - before) / (time.time() - start)
+latencies.sort()
+p50, p99 = latencies[len(latencies) // 2], latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)]
+
+
+def verdict(value, goal):
+    return "" if value <= goal else "  MISSED"
+
+
+print(f"\n{nodes} nodes in the API, one change a second for {seconds} s")
+print(f"  resident {memory('VmRSS'):.1f} MiB, at most {memory('VmHWM'):.1f} (goal: at most 80){verdict(memory('VmRSS'), 80)}")
+print(f"  processor {used * 100:.2f} % of a core, {idle * 100:.2f} % without changes (goal: at most 1 %){verdict(used, 0.01)}")
+print(f"  from the change to the kernel p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms (goal: at most 100 ms);"
+      f" one look takes {yardstick[10] * 1000:.0f} ms{verdict(p99, 0.1)}")

@@ -1,0 +1,161 @@
+import AsyncHTTPClient
+import Foundation
+import Jansson
+import NIOCore
+import NIOSSL
+
+/// etcd's API version 3, by its JSON gateway (etcd documentation, "Why gRPC gateway"): ranges and watches.
+final class EtcdClient: Sendable {
+    struct Failure: Error, CustomStringConvertible {
+        let description: String
+        /// The revision asked for is compacted away, or is not there yet: read everything again.
+        var isGone = false
+    }
+
+    struct Entry: Equatable, Sendable {
+        let key: String
+        let value: [UInt8]
+    }
+    struct Event: Sendable {
+        let isDeletion: Bool
+        let entry: Entry
+    }
+
+    let endpoints: [String]
+    private let http: HTTPClient
+
+    init(_ settings: EtcdConfiguration, idleSeconds: Int64) throws {
+        endpoints = settings.endpoints
+        var configuration = HTTPClient.Configuration()
+        var tls = TLSConfiguration.makeClientConfiguration()
+        do {
+            if let authority = settings.certificateAuthority {
+                tls.trustRoots = .certificates(try NIOSSLCertificate.fromPEMBytes(authority))
+            }
+            if let chain = settings.certificate, let key = settings.key {
+                tls.certificateChain = try NIOSSLCertificate.fromPEMBytes(chain).map { .certificate($0) }
+                tls.privateKey = .privateKey(try NIOSSLPrivateKey(bytes: key, format: .pem))
+            }
+        } catch { throw EtcdConfiguration.Failure(description: "etcd's certificates are no PEM: \(error)") }
+        configuration.tlsConfiguration = tls
+        configuration.timeout = .init(connect: .seconds(3), read: .seconds(idleSeconds))
+        configuration.redirectConfiguration = .disallow
+        // The gateway speaks HTTP/1.1 on every etcd.
+        configuration.httpVersion = .http1Only
+        http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
+    }
+
+    func shutdown() async { try? await http.shutdown() }
+
+    private static func base64(_ text: String) -> JSON { .string(Data(text.utf8).base64EncodedString()) }
+
+    /// The end of the range of all keys with this prefix: its last byte plus one.
+    private static func end(of prefix: String) -> JSON {
+        var bytes = Array(prefix.utf8)
+        bytes[bytes.count - 1] += 1
+        return .string(Data(bytes).base64EncodedString())
+    }
+
+    private func post(_ endpoint: String, _ path: String, _ body: JSON, seconds: Int64) async throws
+        -> HTTPClientResponse
+    {
+        var request = HTTPClientRequest(url: endpoint + path)
+        request.method = .POST
+        request.headers.add(name: "Content-Type", value: "application/json")
+        request.body = .bytes(body.bytes())
+        let response: HTTPClientResponse
+        do { response = try await http.execute(request, timeout: .seconds(seconds)) } catch {
+            throw Failure(description: "\(endpoint) cannot be reached: \(error)")
+        }
+        guard response.status == .ok else {
+            let text = try? await response.body.collect(upTo: 65536)
+            throw Failure(
+                description:
+                    "\(endpoint)\(path): \(response.status.code) \(text.map { String(buffer: $0).prefix(200) } ?? "")")
+        }
+        return response
+    }
+
+    private static func entry(_ kv: JSON) -> Entry? {
+        guard let key = kv["key"]?.string.flatMap({ Data(base64Encoded: $0) }) else { return nil }
+        let value = kv["value"]?.string.flatMap { Data(base64Encoded: $0) } ?? Data()
+        return Entry(key: String(decoding: key, as: UTF8.self), value: [UInt8](value))
+    }
+
+    /// Numbers of 64 bits are strings in this JSON.
+    static func number(_ value: JSON?) -> Int64 { value?.string.flatMap { Int64($0) } ?? value?.integer ?? 0 }
+
+    /// Everything with a prefix, in pages of one revision.
+    func range(_ endpoint: String, prefix: String) async throws -> (entries: [Entry], revision: Int64) {
+        var entries: [Entry] = []
+        var revision: Int64 = 0
+        var start = prefix
+        while true {
+            let body = JSON.make(
+                ("key", EtcdClient.base64(start)), ("range_end", EtcdClient.end(of: prefix)), ("limit", .string("500")),
+                ("revision", revision == 0 ? nil : .string("\(revision)")))
+            let response = try await post(endpoint, "/v3/kv/range", body, seconds: 20)
+            let bytes = try await response.body.collect(upTo: 128 * 1024 * 1024)
+            guard let answer = try? JSON.parse(Array(bytes.readableBytesView)) else {
+                throw Failure(description: "\(endpoint): the answer is not JSON")
+            }
+            if revision == 0 { revision = EtcdClient.number(answer["header"]?["revision"]) }
+            let page = (answer["kvs"]?.elements ?? []).compactMap(EtcdClient.entry)
+            entries += page
+            guard answer["more"]?.bool == true, let last = page.last else { break }
+            start = last.key + "\u{0}"
+        }
+        return (entries, revision)
+    }
+
+    /// Events of every key with a prefix from a revision on, until the stream ends or fails.
+    func watch(
+        _ endpoint: String, prefix: String, from revision: Int64,
+        _ body: (_ events: [Event], _ revision: Int64) async throws -> Void
+    ) async throws {
+        let request = JSON.make(
+            (
+                "create_request",
+                .make(
+                    ("key", EtcdClient.base64(prefix)), ("range_end", EtcdClient.end(of: prefix)),
+                    ("start_revision", .string("\(revision)")), ("progress_notify", .bool(true)))
+            ))
+        let response = try await post(endpoint, "/v3/watch", request, seconds: 24 * 3600)
+        var rest: [UInt8] = []
+        for try await part in response.body {
+            rest += part.readableBytesView
+            while let end = rest.firstIndex(of: 10) {
+                let line = Array(rest[..<end])
+                rest.removeSubrange(...end)
+                if line.isEmpty { continue }
+                guard let answer = try? JSON.parse(line) else {
+                    throw Failure(description: "\(endpoint): the watch sent a line that is not JSON")
+                }
+                if let error = answer["error"] {
+                    throw Failure(description: "\(endpoint): \(error["message"]?.string ?? "the watch failed")")
+                }
+                let result = answer["result"] ?? .null
+                let now = EtcdClient.number(result["header"]?["revision"])
+                if result["canceled"]?.bool == true {
+                    throw Failure(
+                        description: "\(endpoint): \(result["cancel_reason"]?.string ?? "the watch was canceled")",
+                        isGone: EtcdClient.number(result["compact_revision"]) > 0)
+                }
+                if result["created"]?.bool == true && now < revision - 1 {
+                    throw Failure(
+                        description: "\(endpoint): is behind what was read before: another etcd, or one restored",
+                        isGone: true)
+                }
+                let events = (result["events"]?.elements ?? []).compactMap { event in
+                    (event["kv"].flatMap(EtcdClient.entry)).map {
+                        Event(isDeletion: event["type"]?.string == "DELETE", entry: $0)
+                    }
+                }
+                try await body(events, now)
+            }
+            guard rest.count < 16 * 1024 * 1024 else {
+                throw Failure(description: "\(endpoint): a line of the watch does not end")
+            }
+        }
+    }
+}
