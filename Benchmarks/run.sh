@@ -16,7 +16,8 @@ mkdir -p "$D"
 chmod 755 "$D"
 export LAB_BIN=$bin LAB_CONFIG=$D/culvertd.yaml
 echo "encapsulation: {protocol: vxlan}" > "$LAB_CONFIG"
-trap '"$root/Tests/Lab/lab.sh" down "$P" "$D" 2> /dev/null; rm -rf "$D"' EXIT
+api=
+trap '"$root/Tests/Lab/lab.sh" down "$P" "$D" 2> /dev/null; "$root/Tests/Lab/lab.sh" down "${P}k" "$D/k" 2> /dev/null; [ -z "$api" ] || kill "$api"; rm -rf "$D"' EXIT
 printf '\nSize of the plugin: %s bytes (goal: below 1,500,000). %s\n' "$(stat -c %s "$bin/culvert")" "$(ldd "$bin/culvert" 2>&1 | xargs)"
 "$bin/culvert-bench" version "$bin/culvert"
 "$root/Tests/Lab/lab.sh" up "$P" "$D"
@@ -41,6 +42,26 @@ echo "ADD of a pod beside another one with the same policy"
 nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/cni.sock" "/run/netns/$P-a" 10.244.1.10
 unshare --net "$bin/culvert-bench" routes
 "$bin/culvert-bench" mesh
+# 5,000 nodes in the API: memory, processor time, and how soon a change is in the kernel.
+"$root/Tests/Lab/lab.sh" up "${P}k" "$D/k"
+mkdir "$D/api"
+/usr/bin/python3 "$root/Tests/StandIn/apiserver.py" --listen 127.0.0.1:0 --unix "$D/api/unix" --ready-file "$D/api/url" \
+    --objects "$D/k/inventory" --history 20000 > "$D/api/log" 2>&1 &
+api=$!
+for _ in $(seq 200); do [ -s "$D/api/url" ] && break; sleep 0.1; done
+chmod 777 "$D/api/unix"
+cat > "$D/k/kubeconfig" <<'K'
+apiVersion: v1
+kind: Config
+current-context: bench
+contexts: [{name: bench, context: {cluster: bench}}]
+clusters: [{name: bench, cluster: {server: "http://127.0.0.1:6443"}}]
+K
+chmod 600 "$D/k/kubeconfig"
+chown 65534 "$D/k/kubeconfig"
+printf 'encapsulation: {protocol: vxlan}\ninventory: {source: kubernetes, kubeconfig: %s}\n' "$D/k/kubeconfig" > "$D/k/culvertd.yaml"
+LAB_CONFIG=$D/k/culvertd.yaml LAB_API=$D/api/unix "$root/Tests/Lab/lab.sh" helper "${P}k" "$D/k" n1
+ip netns exec "${P}k-n1" /usr/bin/python3 "$root/Benchmarks/watch.py" "$(cat "$D/k/n1.pid")" "$D/api/unix" || true
 # How long a lost DEL takes: from the link's end until the rule is gone.
 "$root/Tests/Lab/lab.sh" plugin "$P" "$D" n1 ADD a > /dev/null
 start=$(date +%s%N)

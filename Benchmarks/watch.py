@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """How culvertd follows a cluster of 5,000 nodes: memory, processor time, and how soon a change is in the kernel.
 
-    watch.py NAMESPACE RUN_DIR PID STAND_IN_SOCKET [NODES [SECONDS]]
+    watch.py PID STAND_IN_SOCKET [NODES [SECONDS]]
 
-The helper runs in the network namespace NAMESPACE and follows the stand-in API server. One CiliumNode a second gets
-another address; the change is in the kernel when the set of tunnel peers of the firewall has it. The yardstick, in the
-same run: the time `nft get element` takes.
+To be run in the network namespace of the helper, which follows the stand-in API server. One CiliumNode a second gets
+another address; the change is in the kernel when the kernel's own notification says so. Then the same number of changes
+that say nothing to Culvert, as the kubelets' reports of their nodes' state do.
 """
 import http.client
 import json
@@ -13,11 +13,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
-namespace, run_dir, pid, path = sys.argv[1:5]
-nodes = int(sys.argv[5]) if len(sys.argv) > 5 else 5000
-seconds = int(sys.argv[6]) if len(sys.argv) > 6 else 60
+pid, path = sys.argv[1:3]
+nodes = int(sys.argv[3]) if len(sys.argv) > 3 else 5000
+seconds = int(sys.argv[4]) if len(sys.argv) > 4 else 60
 
 
 class Unix(http.client.HTTPConnection):
@@ -55,6 +56,12 @@ def node(n):
                        "images": [{"names": [f"registry.example/{i}@sha256:{'0' * 64}"], "sizeBytes": i} for i in range(40)]}}
 
 
+def bytes_sent():
+    connection = Unix("localhost")
+    connection.request("GET", "/_standin/counters")
+    return sum(client["bytesSent"] for client in json.load(connection.getresponse())["clients"])
+
+
 def cpu():
     fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -65,8 +72,8 @@ def memory(key):
 
 
 def in_kernel(what):
-    return subprocess.run(["ip", "netns", "exec", namespace, "nft", "get", "element", "inet", "culvert", "tunnel_outer",
-                           "{", what, "}"], capture_output=True).returncode == 0
+    return subprocess.run(["nft", "get", "element", "inet", "culvert", "tunnel_outer", "{", what, "}"],
+                          capture_output=True).returncode == 0
 
 
 for start in range(0, nodes, 500):
@@ -76,30 +83,62 @@ deadline = time.time() + 120
 while not in_kernel(address(nodes - 1)):
     assert time.time() < deadline, "the nodes do not reach the kernel"
     time.sleep(0.2)
+# Elements of the set that the kernel tells of, and when. (nft 1.0.6's own monitor crashes at our rules.)
+seen = {}
+NETLINK_NETFILTER, NFNLGRP_NFTABLES, NEW_ELEMENT = 12, 7, 10 << 8 | 12
+events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+events.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
+events.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
+expected = {}
+
+
+def messages(data):
+    while len(data) >= 16:
+        length = int.from_bytes(data[:4], "little")
+        yield int.from_bytes(data[4:6], "little"), data[16:length]
+        data = data[(length + 3) & ~3:]
+
+
+def listen():
+    while True:
+        data, now = events.recv(1 << 20), time.time()
+        for kind, body in messages(data):
+            for raw, text in list(expected.items()):
+                if kind == NEW_ELEMENT and b"tunnel_outer\0" in body and raw in body:
+                    seen.setdefault(text, now)
+
+
+threading.Thread(target=listen, daemon=True).start()
 time.sleep(5)
 
 # What a quiet cluster costs.
 idle = cpu()
 time.sleep(10)
 idle = (cpu() - idle) / 10
-yardstick = []
-for _ in range(20):
-    start = time.time()
-    in_kernel(address(0))
-    yardstick.append(time.time() - start)
-yardstick.sort()
 
 latencies = []
+initial = bytes_sent()
 before, start = cpu(), time.time()
 for turn in range(1, seconds + 1):
     n = turn * 37 % nodes
+    expected[socket.inet_aton(address(n, turn))] = address(n, turn)
     began = time.time()
     control("apply", [cilium_node(n, turn)])
-    while not in_kernel(address(n, turn)):
+    while address(n, turn) not in seen:
         assert time.time() - began < 30, "a change does not reach the kernel"
-    latencies.append(time.time() - began)
+        time.sleep(0.002)
+    latencies.append(seen[address(n, turn)] - began)
     time.sleep(max(0, start + turn - time.time()))
 used = (cpu() - before) / (time.time() - start)
+changes = bytes_sent() - initial
+before, start = cpu(), time.time()
+for turn in range(1, seconds + 1):
+    report = node(turn * 37 % nodes)
+    report["status"]["conditions"] = [{"type": "Ready", "status": "True", "lastHeartbeatTime": str(time.time())}]
+    control("apply", [report])
+    time.sleep(max(0, start + turn - time.time()))
+reports = (cpu() - before) / (time.time() - start)
+report_bytes = bytes_sent() - initial - changes
 latencies.sort()
 p50, p99 = latencies[len(latencies) // 2], latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)]
 
@@ -110,6 +149,8 @@ def verdict(value, goal):
 
 print(f"\n{nodes} nodes in the API, one change a second for {seconds} s")
 print(f"  resident {memory('VmRSS'):.1f} MiB, at most {memory('VmHWM'):.1f} (goal: at most 80){verdict(memory('VmRSS'), 80)}")
-print(f"  processor {used * 100:.2f} % of a core, {idle * 100:.2f} % without changes (goal: at most 1 %){verdict(used, 0.01)}")
-print(f"  from the change to the kernel p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms (goal: at most 100 ms);"
-      f" one look takes {yardstick[10] * 1000:.0f} ms{verdict(p99, 0.1)}")
+print(f"  processor {used * 100:.2f} % of a core, {reports * 100:.2f} % with reports that change nothing,"
+      f" {idle * 100:.2f} % without any (goal: at most 1 %){verdict(used, 0.01)}")
+print(f"  from the change to the kernel p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms (goal: at most 100 ms){verdict(p99, 0.1)}")
+print(f"  from the server: {initial / 1e6:.1f} MB for all events of the start, {changes / seconds:.0f} bytes a change of a"
+      f" CiliumNode, {report_bytes / seconds:.0f} bytes a report of a kubelet")

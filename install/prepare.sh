@@ -3,7 +3,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 packages=(pkg-config gcc libmnl-dev libnftnl-dev libjansson-dev nftables iproute2 iputils-ping curl socat procps
-    util-linux kmod clang-16 libbpf-dev busybox-static file python3 python3-pip
+    util-linux kmod clang-16 libbpf-dev busybox-static file python3 python3-pip python3-yaml python3-venv openssl wireguard-go
     containerd runc containernetworking-plugins podman)
 vm_packages=(qemu-system-x86 linux-image-6.12-amd64)
 
@@ -37,6 +37,18 @@ install_packages() {
         tail -5 /tmp/culvert-apt.log >&2
         return 1
     fi
+}
+
+# Programs of packages that would start a service when installed: unpacked below .build, and found in PATH.
+unpack_packages() {
+    local tools=$root/.build/tools package
+    mkdir -p "$tools"
+    export PATH=$tools/usr/bin:$PATH
+    for package in "$@"; do
+        [ -e "$tools/$package" ] && continue
+        say "unpacking $package"
+        (cd "$tools" && { apt-get download -qq "$package" || { apt-get update -qq && apt-get download -qq "$package"; }; } && dpkg -x "$package"_*.deb . && rm -f "$package"_*.deb && touch "$package")
+    done
 }
 
 install_vm() {

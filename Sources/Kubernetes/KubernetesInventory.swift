@@ -7,8 +7,10 @@ import Model
 
 /// The cluster's own objects as a source: lists and watches of exactly what Culvert reads.
 ///
-/// Per node: one watch each of Node, CiliumNode, Namespace (metadata only), EgressPolicy, CiliumEgressGatewayPolicy and
-/// Peer, and one of the pods of this node.
+/// Per node: one watch each of Node and Namespace (metadata only), CiliumNode, EgressPolicy, CiliumEgressGatewayPolicy and
+/// Peer, and one of the pods of this node. Addresses and pod networks are those of the CiliumNode; a Node has some
+/// kilobytes of images and conditions that its kubelet reports again and again, and which thousands of helpers would be
+/// sent.
 public actor KubernetesInventory: InventorySource {
     public nonisolated var files: FileSource? { nil }
     public nonisolated let changes: AsyncStream<Void>
@@ -20,7 +22,7 @@ public actor KubernetesInventory: InventorySource {
     private let logger: Logger
 
     /// What came of one object.
-    private struct Entry {
+    private struct Entry: Equatable {
         var objects: [ManifestObject] = []
         var problem: InventoryProblem?
     }
@@ -42,6 +44,8 @@ public actor KubernetesInventory: InventorySource {
     private var isCacheStale = false
 
     private var tasks: [Task<Void, Never>] = []
+    /// Addresses and pod networks are read from Nodes too: there are no CiliumNodes.
+    private let readsWholeNodes: Bool
     /// The longest wait after a failure, seconds.
     private let ceiling: Double
 
@@ -49,7 +53,11 @@ public actor KubernetesInventory: InventorySource {
         .nodes, .ciliumNodes, .namespaces, .pods, .egressPolicies, .ciliumEgressGatewayPolicies, .peers,
     ]
 
-    public init(client: KubernetesClient, nodeName: String, cachePath: String?, ceiling: Double = 30, logger: Logger) {
+    public init(
+        client: KubernetesClient, nodeName: String, cachePath: String?, readsWholeNodes: Bool = false,
+        ceiling: Double = 30, logger: Logger
+    ) {
+        self.readsWholeNodes = readsWholeNodes
         self.ceiling = ceiling
         self.client = client
         self.nodeName = nodeName
@@ -67,7 +75,8 @@ public actor KubernetesInventory: InventorySource {
             let watch = ResourceWatch(
                 client: client, resource: resource,
                 fieldSelector: resource == .pods ? "spec.nodeName=\(nodeName)" : "",
-                metadataOnly: resource == .namespaces, ceiling: ceiling, logger: logger)
+                metadataOnly: resource == .namespaces || (resource == .nodes && !readsWholeNodes), ceiling: ceiling,
+                logger: logger)
             tasks.append(Task { await watch.run { await self.take($0, of: resource) } })
         }
         tasks.append(Task { await self.readCiliumConfig() })
@@ -149,7 +158,11 @@ public actor KubernetesInventory: InventorySource {
             refresh(resource, Set(before.keys).union(now.keys))
         case .set(let object):
             let key = KubernetesInventory.key(object)
-            entries[resource, default: [:]][key] = read(object, before: entries[resource]?[key])
+            let before = entries[resource]?[key]
+            let now = read(object, before: before)
+            // Most changes are the kubelets' reports of their nodes' state, which say nothing to us.
+            if now == before { return }
+            entries[resource, default: [:]][key] = now
             refresh(resource, [key])
         case .deleted(let object):
             let key = KubernetesInventory.key(object)
@@ -428,12 +441,12 @@ public actor KubernetesInventory: InventorySource {
 
     // MARK: cache
 
-    /// Writes the inventory to disk once it is whole, and then ten seconds after a change at the latest.
+    /// Writes the inventory to disk once it is whole, and then a minute after a change at the latest.
     private func keepCache() async {
         while !Task.isCancelled {
             let isWhole = cachedAt == nil && listed.count == KubernetesInventory.watched.count
             if isWhole && isCacheStale { saveCache() }
-            try? await Task.sleep(for: isWhole ? .seconds(10) : .milliseconds(100))
+            try? await Task.sleep(for: isWhole ? .seconds(60) : .milliseconds(100))
         }
     }
 

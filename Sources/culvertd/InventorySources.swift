@@ -25,7 +25,8 @@ enum InventorySources {
             // Before the sockets' umask, which would take the directory's x bits.
             mkdir(stateDirectory, 0o750)
             let inventory = KubernetesInventory(
-                client: client, nodeName: nodeName, cachePath: stateDirectory + "/inventory.json", logger: logger)
+                client: client, nodeName: nodeName, cachePath: stateDirectory + "/inventory.json",
+                readsWholeNodes: settings.planner.overlay != .cilium, logger: logger)
             await inventory.start()
             return inventory
         case .etcd:

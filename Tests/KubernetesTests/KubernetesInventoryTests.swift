@@ -39,7 +39,8 @@ import Testing
                 access: ClusterAccess(server: url ?? server.url, credential: .tokenFile(tokenFile)),
                 userAgent: "test", idleSeconds: idleSeconds)
             inventory = KubernetesInventory(
-                client: client, nodeName: "n0", cachePath: cache ? "\(directory)/inventory.json" : nil, ceiling: 1,
+                client: client, nodeName: "n0", cachePath: cache ? "\(directory)/inventory.json" : nil,
+                readsWholeNodes: true, ceiling: 1,
                 logger: quiet)
         }
 
@@ -254,6 +255,22 @@ import Testing
         #expect((status["fromDiskSeconds"]?.integer ?? -1) >= 0, "\(status.text())")
         #expect(status["synchronized"]?.bool == false)
         await second.stop()
+    }
+
+    @Test func ofNodesThatCiliumKnowsTheMetadataIsEnough() async throws {
+        let cluster = try Cluster("metadata")
+        cluster.fill()
+        let client = try KubernetesClient(
+            access: ClusterAccess(server: cluster.server.url, credential: .tokenFile(cluster.tokenFile)),
+            userAgent: "metadata")
+        let inventory = KubernetesInventory(client: client, nodeName: "n0", cachePath: nil, logger: Self.quiet)
+        await inventory.start()
+        let node = await inventory.inventory().nodes["n2"]
+        #expect(node?.labels == ["zone": "z1"] && node?.mesh.location == "l1")
+        #expect(
+            node?.podCIDRs == [IPNetwork("10.244.2.0/24")!] && node?.internalIPs == [], "the Node's own are not read")
+        await inventory.stop()
+        await cluster.inventory.stop()
     }
 
     @Test func publishesOnlyWhatChanges() async throws {
