@@ -132,7 +132,8 @@ let package = Package(
         .testTarget(
             name: "KernelTests",
             dependencies: [
-                "Datapath", "Planner", "Model", "Netlink", "Firewall", "Inventory", "Jansson", "TestSupport",
+                "Datapath", "Planner", "Model", "Netlink", "Firewall", "WireGuard", "Inventory", "Jansson", "CLinux",
+                "TestSupport",
             ]),
         .testTarget(
             name: "ProgramTests", dependencies: ["TestSupport", "HelperProtocol", "CNI", "Jansson", "CLinux"]),

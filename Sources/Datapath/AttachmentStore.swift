@@ -1,5 +1,6 @@
 import CLinux
 import Foundation
+import Inventory
 import Jansson
 import Model
 
@@ -37,24 +38,8 @@ struct AttachmentStore {
         }
     }
 
-    private func write(_ path: String, _ value: JSON) throws { try write(path, text: value.text(indent: 2) + "\n") }
-
-    private func write(_ path: String, text: String, mode: mode_t = 0o640) throws {
-        let bytes = Array(text.utf8)
-        let temporary = (path as NSString).deletingLastPathComponent + "/." + (path as NSString).lastPathComponent
-        let file = creat(temporary, 0o640)
-        let written = file < 0 ? -1 : CLinux.write(file, bytes, bytes.count)
-        let code = culvert_errno()
-        if file >= 0 {
-            fchmod(file, mode)
-            close(file)
-        }
-        guard written == bytes.count, rename(temporary, path) == 0 else {
-            let reason = String(
-                cString: strerror(written < 0 ? code : written == bytes.count ? culvert_errno() : ENOSPC))
-            unlink(temporary)
-            throw Failure(description: "\(path) cannot be written: \(reason)")
-        }
+    private func write(_ path: String, _ value: JSON) throws {
+        try AtomicFile.write(value.text(indent: 2) + "\n", to: path, mode: 0o640)
     }
 
     /// What this node says of itself, `published/NODE.yaml`; written only where it says something new.
@@ -63,7 +48,7 @@ struct AttachmentStore {
         let text = node.manifest
         guard FileManager.default.contents(atPath: path) != Data(text.utf8) else { return }
         // Meant for others, and holds no secret.
-        try write(path, text: text, mode: 0o644)
+        try AtomicFile.write(text, to: path, mode: 0o644)
     }
 
     func save(_ attachment: Attachment) throws {

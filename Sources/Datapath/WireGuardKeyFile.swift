@@ -1,6 +1,7 @@
 import CLinux
 import Crypto
 import Foundation
+import Inventory
 import Model
 
 /// The node's WireGuard key (Curve25519, RFC 7748): made on the node, and never anywhere else.
@@ -56,22 +57,10 @@ public struct WireGuardKeyFile: Sendable {
     }
 
     private static func write(_ text: String, _ path: String) throws {
-        let bytes = Array(text.utf8)
-        let temporary = path + ".new"
-        unlink(temporary)
-        let file = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        let written = file < 0 ? -1 : CLinux.write(file, bytes, bytes.count)
-        let code = culvert_errno()
-        if file >= 0 {
-            fsync(file)
-            close(file)
-        }
-        guard written == bytes.count, rename(temporary, path) == 0 else {
-            unlink(temporary)
+        do { try AtomicFile.write(text, to: path, mode: 0o600, isSynced: true) } catch {
             throw Failure(
                 description:
-                    "\(path) cannot be written: \(String(cString: strerror(code))); the directory must belong to the helper's user, or name another with --state-dir"
-            )
+                    "\(error); the directory must belong to the helper's user, or name another with --state-dir")
         }
     }
 }

@@ -234,6 +234,23 @@ struct Diff: AsyncParsableCommand {
     }
 }
 
+/// An inventory on a desk: no helper, no root.
+enum OfflineInventory {
+    /// What is wrong with single objects goes to stderr.
+    ///
+    /// - Throws: where the configuration cannot be read.
+    static func read(_ directory: String, config: String?) throws -> (HelperConfiguration, Inventory) {
+        var configuration = HelperConfiguration()
+        if let config { configuration = try HelperConfiguration(contentsOf: config) }
+        var files = FileInventory(directory: directory)
+        let content = files.read()
+        for problem in content.problems {
+            FileHandle.standardError.write(Data("culvertctl: \(problem)\n".utf8))
+        }
+        return (configuration, content)
+    }
+}
+
 struct PlanCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "plan",
@@ -244,13 +261,7 @@ struct PlanCommand: ParsableCommand {
     @Option(name: [.short, .long], help: "json, yaml or table.") var output = OutputFormat.json
 
     func run() throws {
-        var configuration = HelperConfiguration()
-        if let config { configuration = try HelperConfiguration(contentsOf: config) }
-        var files = FileInventory(directory: inventory)
-        let content = files.read()
-        for problem in content.problems {
-            FileHandle.standardError.write(Data("culvertctl: \(problem)\n".utf8))
-        }
+        let (configuration, content) = try OfflineInventory.read(inventory, config: config)
         guard content.nodes[node] != nil else {
             throw Failure(
                 "the inventory in \(inventory) has no node \"\(node)\"; it has \(content.nodes.keys.sorted().joined(separator: ", "))"

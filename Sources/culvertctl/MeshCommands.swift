@@ -13,13 +13,7 @@ struct TopologyOptions: ParsableArguments {
 
     func topology() async throws -> JSON {
         guard let inventory else { return try await helper.get("/v1/topology") }
-        var configuration = HelperConfiguration()
-        if let config { configuration = try HelperConfiguration(contentsOf: config) }
-        var files = FileInventory(directory: inventory)
-        let content = files.read()
-        for problem in content.problems {
-            FileHandle.standardError.write(Data("culvertctl: \(problem)\n".utf8))
-        }
+        let (configuration, content) = try OfflineInventory.read(inventory, config: config)
         let mesh = configuration.planner.mesh
         return MeshJSON.topology(
             MeshTopology(configuration: mesh, nodes: content.nodes, peers: content.peers), configuration: mesh)

@@ -1,0 +1,39 @@
+import CLinux
+import Foundation
+
+/// Writing a file so that a crash leaves the old one or the new one: beside its place, and then renamed.
+public enum AtomicFile {
+    public struct Failure: Error, CustomStringConvertible {
+        public let path: String
+        /// errno
+        public let code: Int32
+        public var description: String { "\(path) cannot be written: \(String(cString: strerror(code)))" }
+    }
+
+    /// - Parameters:
+    ///   - mode: whatever the umask is.
+    ///   - isSynced: it must outlive a power failure.
+    public static func write(_ text: String, to path: String, mode: mode_t, isSynced: Bool = false) throws(Failure) {
+        let directory = (path as NSString).deletingLastPathComponent
+        // Hidden, so that nobody who lists the directory takes it for one of its files.
+        let temporary = directory + "/." + (path as NSString).lastPathComponent
+        unlink(temporary)
+        let file = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard file >= 0 else { throw Failure(path: path, code: culvert_errno()) }
+        let bytes = Array(text.utf8)
+        var code: Int32 = 0
+        var done = 0
+        while code == 0 && done < bytes.count {
+            let count = bytes[done...].withUnsafeBytes { CLinux.write(file, $0.baseAddress, $0.count) }
+            if count > 0 { done += count } else { code = count < 0 ? culvert_errno() : ENOSPC }
+        }
+        if code == 0 && fchmod(file, mode) != 0 { code = culvert_errno() }
+        if code == 0 && isSynced && fsync(file) != 0 { code = culvert_errno() }
+        close(file)
+        if code == 0 && rename(temporary, path) != 0 { code = culvert_errno() }
+        guard code == 0 else {
+            unlink(temporary)
+            throw Failure(path: path, code: code)
+        }
+    }
+}
