@@ -10,8 +10,13 @@ struct LocalFactsReader {
 
     /// - Parameter node: this node in the inventory, whose address tells the underlay device where the default route
     ///   does not.
-    /// - Parameter wireGuardDevice: name of the WireGuard device; nil: there is no mesh.
-    func read(nodeName: String, node: Node?, wireGuardDevice: String? = nil) throws -> LocalFacts {
+    /// - Parameters:
+    ///   - wireGuardDevice: name of the WireGuard device; nil: there is no mesh.
+    ///   - before: what spoke WireGuard when it was last asked; stays where the kernel cannot be asked.
+    func read(
+        nodeName: String, node: Node?, wireGuardDevice: String? = nil,
+        before: LocalFacts.WireGuardSupport = .kernel
+    ) throws -> LocalFacts {
         let links = try socket.links()
         let addresses = try socket.addressesV4()
         let defaults = try socket.defaultRoutesV4()
@@ -27,8 +32,11 @@ struct LocalFactsReader {
                     reversePathFilter: Int(link.reversePathFilter ?? 0)))
         }
         let mainDefault = defaults.filter { $0.table == Rule.mainTable }.min { $0.metric < $1.metric }
-        let nodeAddresses = Set(node?.internalIPs ?? [])
-        let holder = addresses.first { nodeAddresses.contains($0.address) }
+        // In the node's own order, private ones first.
+        let nodeAddresses = node?.internalIPs ?? []
+        let holder = (nodeAddresses.filter { !$0.isPublic } + nodeAddresses).lazy.compactMap { wanted in
+            addresses.first { $0.address == wanted }
+        }.first
         // The overlay's packets leave by the device that has the node address.
         let underlay = links.first { $0.index == holder?.index } ?? links.first { $0.index == mainDefault?.index }
         let egress = links.first { $0.index == mainDefault?.index } ?? underlay
@@ -39,12 +47,18 @@ struct LocalFactsReader {
             nodeName: nodeName, overlayAddress: overlay, underlayMTU: underlay?.mtu ?? 1500,
             underlayDevice: egress?.name ?? "", interfaces: interfaces,
             reversePathFilterAll: LocalFactsReader.setting("net/ipv4/conf/all/rp_filter"), isLive: true)
-        facts.privateAddress = holder.map { InterfaceAddress($0.address, prefixLength: $0.prefixLength) }
+        facts.privateAddress = holder.flatMap {
+            $0.address.isPublic ? nil : InterfaceAddress($0.address, prefixLength: $0.prefixLength)
+        }
         if let wireGuardDevice {
             if links.contains(where: { $0.name == wireGuardDevice && $0.kind == "tun" }) {
                 facts.wireGuard = .userspace
+            } else if links.contains(where: { $0.name == wireGuardDevice && $0.kind == "wireguard" }) {
+                facts.wireGuard = .kernel
             } else {
-                facts.wireGuard = try KernelWireGuard().isAvailable ? .kernel : .none
+                do { facts.wireGuard = try KernelWireGuard().isAvailable() ? .kernel : .none } catch {
+                    facts.wireGuard = before
+                }
             }
         }
         return facts

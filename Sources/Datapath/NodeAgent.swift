@@ -46,13 +46,13 @@ public actor NodeAgent {
     /// What became of the policies of which this node is to tell, whenever that changes.
     nonisolated let reports: AsyncStream<[PolicyReport]>
     private let report: AsyncStream<[PolicyReport]>.Continuation
+    /// Why there is no WireGuard device; empty where there is, or none is wanted.
+    private var deviceProblem = ""
     /// Why WireGuard is not as planned; empty when it is.
     public private(set) var meshProblem = ""
     private var savedIDs = AssignedIDs()
     private var lastProblems: [InventoryProblem] = []
     private var resolvedNames: [String: IPAddress] = [:]
-    /// Nodes that Kilo would leave out of the mesh, where this node shares one with Kilo.
-    private var leftOutOfMesh: Set<String> = []
     /// When this node last checked in with Kilo's nodes, seconds since 1970.
     private var lastSeen: Int64 = 0
     /// Where peers behind a NAT were seen.
@@ -115,8 +115,11 @@ public actor NodeAgent {
     private func refreshFacts() throws {
         facts = try LocalFactsReader(socket: reconciler.socket).read(
             nodeName: settings.nodeName, node: inventory.nodes[settings.nodeName],
-            wireGuardDevice: settings.keys == nil ? nil : settings.configuration.mesh.interface)
-        facts.leftOutOfMesh = leftOutOfMesh
+            wireGuardDevice: settings.keys == nil ? nil : settings.configuration.mesh.interface,
+            before: facts.wireGuard)
+        if settings.configuration.mesh.kiloInterop {
+            facts.leftOutOfMesh = MeshTopology.notReadyForKilo(inventory.nodes).subtracting([settings.nodeName])
+        }
         facts.publicKey = settings.keys?.publicKey
         facts.resolvedNames = resolvedNames
         do {
@@ -156,9 +159,10 @@ public actor NodeAgent {
         }
     }
 
-    /// One node tells of each policy: its gateway, or where it has none, the first node by name.
+    /// One node tells of each policy: its gateway, or where it has none, the first by name of those that run a helper.
     private var policyReports: [PolicyReport] {
-        let first = inventory.nodes.keys.min()
+        let first = inventory.nodes.values.filter { $0.annotations[Planner.egressAddressAnnotation] != nil }.map(\.name)
+            .min()
         return plan.policies.filter { policy in
             policy.source == .culvert
                 && (policy.gateway == settings.nodeName || (policy.gateway == nil && first == settings.nodeName))
@@ -171,7 +175,17 @@ public actor NodeAgent {
             try store.save(plan.ids)
             savedIDs = plan.ids
         }
-        let changes = try reconciler.apply(plan.host, full: full)
+        let changes: Int
+        do {
+            changes = try reconciler.apply(plan.host, full: full)
+            deviceProblem = ""
+        } catch let error as MeshDeviceFailure {
+            // Everything else, without the mesh; `lookAtWireGuard` tries again.
+            deviceProblem = error.description
+            facts.wireGuard = .none
+            replan()
+            changes = try reconciler.apply(plan.host, full: true)
+        }
         if changes > 0 { logger.debug("kernel changed", metadata: ["changes": "\(changes)"]) }
     }
 
@@ -187,8 +201,9 @@ public actor NodeAgent {
             }
             datapathProblem = "\(error)"
         }
-        if reconciler.wireGuardProblem != meshProblem {
-            meshProblem = reconciler.wireGuardProblem
+        let problem = deviceProblem.isEmpty ? reconciler.wireGuardProblem : deviceProblem
+        if problem != meshProblem {
+            meshProblem = problem
             if !meshProblem.isEmpty {
                 logger.error("WireGuard is not as planned", metadata: ["error": "\(meshProblem)"])
             }
@@ -207,7 +222,7 @@ public actor NodeAgent {
     /// The inventory may have changed.
     public func inventoryChanged() async {
         let new = await source.inventory()
-        guard new != inventory else { return }
+        guard new.revision.number >= inventory.revision.number, new != inventory else { return }
         inventory = new
         reportProblems()
         try? refreshFacts()
@@ -289,19 +304,17 @@ public actor NodeAgent {
     }
 
     /// What Kilo's nodes do every 30 seconds: says that this node is there, and looks who has not said so lately.
-    public func checkInWithKilo() {
+    public func checkInWithKilo() async {
         guard settings.configuration.mesh.kiloInterop else { return }
+        // A newer last-seen alone is no news of the inventory.
+        inventory = await source.inventory()
         lastSeen = Int64(time(nil))
-        let silent = MeshTopology.notReadyForKilo(
-            inventory.nodes.filter { $0.key != settings.nodeName }, port: settings.configuration.mesh.port,
-            now: lastSeen)
-        let changed = silent != leftOutOfMesh
-        leftOutOfMesh = silent
+        let before = facts.leftOutOfMesh
         try? refreshFacts()
-        guard changed else { return }
+        guard facts.leftOutOfMesh != before else { return }
         logger.notice(
             "Kilo would leave these nodes out of the mesh",
-            metadata: ["nodes": "\(silent.sorted().joined(separator: " "))"])
+            metadata: ["nodes": "\(facts.leftOutOfMesh.sorted().joined(separator: " "))"])
         replan()
         reconcile(full: false)
     }
@@ -309,7 +322,12 @@ public actor NodeAgent {
     /// Looks at WireGuard: where peers with a keepalive are, which others behind a NAT need to know; and whether a
     /// peer that is silent has another endpoint by now.
     public func lookAtWireGuard() {
-        if !meshProblem.isEmpty || !datapathProblem.isEmpty { reconcile(full: true) }
+        if !meshProblem.isEmpty || !datapathProblem.isEmpty {
+            try? refreshFacts()
+            replan()
+            reconcile(full: true)
+            if !meshProblem.isEmpty { return }
+        }
         guard let wanted = plan.host.wireGuard, let device = try? reconciler.wireGuardDevice(wanted.name) else {
             return
         }
@@ -319,7 +337,9 @@ public actor NodeAgent {
         let behindNAT = Set(nodes.compactMap(\.mesh.key)).union(
             inventory.peers.filter { $0.persistentKeepalive > 0 }.map(\.publicKey))
         for peer in wanted.peers where behindNAT.contains(peer.publicKey) {
-            if let there = device.peers[peer.publicKey], now - there.lastHandshake < WireGuardChanges.handshakeLifetime
+            if let there = device.peers[peer.publicKey],
+                there.configuration.endpoint.map({ plan.host.isRoutedByWireGuard($0.address) }) != true,
+                now - there.lastHandshake < WireGuardChanges.handshakeLifetime
             {
                 seen[peer.publicKey] = there.configuration.endpoint
             }
@@ -393,9 +413,7 @@ public actor NodeAgent {
                 .datapathFailure, "the pod has no interface \(request.interfaceName)", details: "\(error)")
         }
         // Should the pod vanish from the inventory before its DEL, it keeps what it had.
-        let known = inventory.pods.first {
-            $0.namespace == request.podNamespace && $0.name == request.podName && $0.hasUID(request.podUID)
-        }
+        let known = inventory.pods.first { request.isOf($0) }
         var attachment = Attachment(
             containerID: request.containerID, interfaceName: request.interfaceName, network: request.network,
             podNamespace: request.podNamespace, podName: request.podName, podUID: request.podUID,
@@ -468,10 +486,9 @@ public actor NodeAgent {
             throw CNIError(.tryAgainLater, error.message)
         }
         guard lookup.origin == .get || lookup.origin == .watch else { return }
-        let new = await source.inventory()
-        if new != inventory {
-            inventory = new
-            reportProblems()
+        await inventoryChanged()
+        guard inventory.pods.contains(where: { request.isOf($0) }) else {
+            throw CNIError(.tryAgainLater, "the pod \(request.podNamespace)/\(request.podName) is gone again")
         }
     }
 
@@ -552,4 +569,12 @@ public actor NodeAgent {
     public func firewallCounters() throws -> [KernelFirewall.CountedRule] { try reconciler.firewallCounters() }
     public var nodeName: String { settings.nodeName }
     public var configuration: Configuration { settings.configuration }
+}
+
+extension HelperRequest {
+    /// The inventory's pod is the one that this request is about.
+    func isOf(_ pod: Pod) -> Bool {
+        !podName.isEmpty && pod.namespace == podNamespace && pod.name == podName
+            && (podUID.isEmpty || pod.hasUID(podUID))
+    }
 }

@@ -18,14 +18,21 @@ struct PublishedNode: Equatable {
         name = facts.nodeName
         var annotations: [String: String] = [:]
         annotations["kilo.squat.ai/cilium-internal-ip"] = facts.overlayAddress?.description
-        annotations["culvert.dev/egress-address"] = facts.egressAddressV4?.description
+        annotations[Planner.egressAddressAnnotation] = facts.egressAddressV4?.description
         if configuration.mesh.enabled {
             annotations["kilo.squat.ai/key"] = facts.publicKey?.text
             // What the user forces stays the user's word; it is told by the annotation itself.
             annotations["kilo.squat.ai/internal-ip"] = facts.privateAddress?.description
-            if configuration.mesh.granularity == .full { annotations["kilo.squat.ai/granularity"] = "full" }
-            if configuration.mesh.persistentKeepalive > 0 {
-                annotations["kilo.squat.ai/persistent-keepalive"] = "\(configuration.mesh.persistentKeepalive)"
+            // What somebody else has said of the node stays theirs.
+            let keepalive = configuration.mesh.persistentKeepalive
+            if keepalive > 0, [0, keepalive].contains(node?.mesh.persistentKeepalive ?? 0) {
+                annotations["kilo.squat.ai/persistent-keepalive"] = "\(keepalive)"
+            }
+            let granularity = configuration.mesh.granularity
+            if granularity == .full || configuration.mesh.kiloInterop,
+                [nil, granularity].contains(node?.mesh.granularity)
+            {
+                annotations["kilo.squat.ai/granularity"] = granularity.rawValue
             }
             if !discovered.isEmpty {
                 annotations["kilo.squat.ai/discovered-endpoints"] =
@@ -44,8 +51,8 @@ struct PublishedNode: Equatable {
                 annotations["kilo.squat.ai/endpoint"] =
                     node.flatMap { MeshTopology.endpoint(of: $0, port: configuration.mesh.port) }?.description
                 annotations["kilo.squat.ai/internal-ip"] = facts.privateAddress?.description ?? "-"
-                annotations["kilo.squat.ai/granularity"] = configuration.mesh.granularity.rawValue
-                annotations["kilo.squat.ai/persistent-keepalive"] = "\(configuration.mesh.persistentKeepalive)"
+                // Kilo's name for the overlay address, which it reads with a length only.
+                annotations["kilo.squat.ai/cni-compatibility-ip"] = facts.overlayAddress.map { "\($0)/32" }
                 annotations["kilo.squat.ai/wireguard-ip"] =
                     wireGuardAddress.map { "\($0)/\(configuration.mesh.subnet.prefixLength)" } ?? ""
                 annotations["kilo.squat.ai/last-seen"] = "\(lastSeen)"

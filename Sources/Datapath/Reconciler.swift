@@ -4,6 +4,18 @@ import Model
 import Netlink
 import WireGuard
 
+/// The mesh's own device cannot be had: everything else can be, without it.
+struct MeshDeviceFailure: Error, CustomStringConvertible {
+    let description: String
+
+    static func naming<T>(_ link: Link, _ body: () throws -> T) throws -> T {
+        do { return try body() } catch {
+            if link.kind == .wireguard { throw MeshDeviceFailure(description: "\(error)") }
+            throw error
+        }
+    }
+}
+
 /// Makes the kernel equal to a `HostState`: dumps, compares, and sends only what differs.
 public final class Reconciler {
     private let route: NetlinkSocket
@@ -217,7 +229,12 @@ public final class Reconciler {
         let (configure, changes, _) = try wireGuardChanges(wanted)
         let control = try wireGuard(device.name)
         if configure { try control.configure(device.name, privateKey: privateKey, listenPort: device.listenPort) }
-        for change in changes { try control.apply(change, device: device.name) }
+        // One peer that is refused keeps no other from being set.
+        var refused: (any Error)?
+        for change in changes {
+            do { try control.apply(change, device: device.name) } catch { refused = refused ?? error }
+        }
+        if let refused { throw refused }
         lastPeers = device.peers
         return changes.count + (configure ? 1 : 0)
     }
@@ -237,7 +254,10 @@ public final class Reconciler {
             }, ignoring: [ENODEV])
         for name in changes.staleLinks { changes.observed.indexes[name] = nil }
         for name in changes.idleDevices {
-            try? userspaceWireGuard.removeAllPeers(name)
+            do { try userspaceWireGuard.removeAllPeers(name) } catch {
+                wireGuardProblem = "\(error)"
+                continue
+            }
             guard let index = observed.indexes[name] else { continue }
             count += try run(
                 (observed.addresses[name] ?? []).map {
@@ -257,9 +277,12 @@ public final class Reconciler {
 
         // New links, then their settings by index.
         for link in changes.newLinks {
-            try route.execute(LinkRequest.add(link))
-            guard let made = try route.link(named: link.name) else {
-                throw NetlinkError(operation: "ip link show dev \(link.name)", code: ENODEV)
+            let made = try MeshDeviceFailure.naming(link) {
+                try route.execute(LinkRequest.add(link))
+                guard let made = try route.link(named: link.name) else {
+                    throw NetlinkError(operation: "ip link show dev \(link.name)", code: ENODEV)
+                }
+                return made
             }
             changes.observed.indexes[link.name] = made.index
             changes.observed.names[made.index] = link.name
@@ -274,21 +297,16 @@ public final class Reconciler {
                 messages.append(AddressRequest.delete(stray.address, prefixLength: stray.prefixLength, index: index))
             }
             messages.append(AddressRequest.add(link.address, index: index))
-            count += try run(messages, ignoring: [])
+            count += try MeshDeviceFailure.naming(link) { try run(messages, ignoring: []) }
         }
         // No peer is sent to through the device that sends to it, not even until the routes below are in order.
         let endpoints = Set(
             (wanted.wireGuard?.peers ?? []).compactMap { $0.endpoint.map { IPNetwork(host: $0.address) } })
         count += try run(
-            changes.takeStaleRoutes { endpoints.contains($0.destination) && $0.table == Rule.mainTable }
-                .map { RouteRequest.delete($0, indexes: indexes) }, ignoring: [ESRCH, ENODEV])
-        if wanted.wireGuard != observed.host.wireGuard || observed.isDumped {
-            // A program that does not answer must not keep pods from their gateways.
-            do {
-                count += try applyWireGuard(wanted)
-                wireGuardProblem = ""
-            } catch { wireGuardProblem = "\(error)" }
-        }
+            changes.takeStaleRoutes { route in
+                route.table == Rule.mainTable && endpoints.contains { route.destination.contains($0) }
+            }
+            .map { RouteRequest.delete($0, indexes: indexes) }, ignoring: [ESRCH, ENODEV])
         count += try run(
             changes.newNeighbours.flatMap { neighbour in
                 indexes[neighbour.device].map { index in
@@ -331,12 +349,19 @@ public final class Reconciler {
             changes.staleRoutes.map { RouteRequest.delete($0, indexes: indexes) }, ignoring: [ESRCH, ENODEV])
         count += try run(changes.staleNextHops.map { NextHopRequest.delete($0) }, ignoring: [ENOENT])
 
+        if wanted.wireGuard != observed.host.wireGuard || observed.isDumped {
+            // Last, and without consequences: a program that does not answer must not keep pods from their gateways.
+            do {
+                count += try applyWireGuard(wanted)
+                wireGuardProblem = ""
+            } catch { wireGuardProblem = "\(error)" }
+        }
+
         indexes = indexes.filter { entry in
             wanted.links.contains { $0.name == entry.key } || observed.indexes[entry.key] != nil
         }
         var result = Observed()
         result.host = wanted
-        if !wireGuardProblem.isEmpty { result.host.wireGuard = nil }
         // What a look at the kernel has told of them: their program may outlive our need of them.
         result.userspaceDevices = observed.userspaceDevices
         for link in wanted.links where result.userspaceDevices.contains(link.name) {

@@ -122,40 +122,45 @@ final class EtcdClient: Sendable {
             ))
         let response = try await post(endpoint, "/v3/watch", request, seconds: 24 * 3600)
         var rest: [UInt8] = []
-        for try await part in response.body {
-            rest += part.readableBytesView
-            while let end = rest.firstIndex(of: 10) {
-                let line = Array(rest[..<end])
-                rest.removeSubrange(...end)
-                if line.isEmpty { continue }
-                guard let answer = try? JSON.parse(line) else {
-                    throw Failure(description: "\(endpoint): the watch sent a line that is not JSON")
-                }
-                if let error = answer["error"] {
-                    throw Failure(description: "\(endpoint): \(error["message"]?.string ?? "the watch failed")")
-                }
-                let result = answer["result"] ?? .null
-                let now = EtcdClient.number(result["header"]?["revision"])
-                if result["canceled"]?.bool == true {
-                    throw Failure(
-                        description: "\(endpoint): \(result["cancel_reason"]?.string ?? "the watch was canceled")",
-                        isGone: EtcdClient.number(result["compact_revision"]) > 0)
-                }
-                if result["created"]?.bool == true && now < revision - 1 {
-                    throw Failure(
-                        description: "\(endpoint): is behind what was read before: another etcd, or one restored",
-                        isGone: true)
-                }
-                let events = (result["events"]?.elements ?? []).compactMap { event in
-                    (event["kv"].flatMap(EtcdClient.entry)).map {
-                        Event(isDeletion: event["type"]?.string == "DELETE", entry: $0)
+        let silence = HTTPClientError.readTimeout
+        do {
+            for try await part in response.body {
+                rest += part.readableBytesView
+                while let end = rest.firstIndex(of: 10) {
+                    let line = Array(rest[..<end])
+                    rest.removeSubrange(...end)
+                    if line.isEmpty { continue }
+                    guard let answer = try? JSON.parse(line) else {
+                        throw Failure(description: "\(endpoint): the watch sent a line that is not JSON")
                     }
+                    if let error = answer["error"] {
+                        throw Failure(description: "\(endpoint): \(error["message"]?.string ?? "the watch failed")")
+                    }
+                    let result = answer["result"] ?? .null
+                    let now = EtcdClient.number(result["header"]?["revision"])
+                    if result["canceled"]?.bool == true {
+                        throw Failure(
+                            description: "\(endpoint): \(result["cancel_reason"]?.string ?? "the watch was canceled")",
+                            isGone: EtcdClient.number(result["compact_revision"]) > 0)
+                    }
+                    if result["created"]?.bool == true && now < revision - 1 {
+                        throw Failure(
+                            description: "\(endpoint): is behind what was read before: another etcd, or one restored",
+                            isGone: true)
+                    }
+                    let events = (result["events"]?.elements ?? []).compactMap { event in
+                        (event["kv"].flatMap(EtcdClient.entry)).map {
+                            Event(isDeletion: event["type"]?.string == "DELETE", entry: $0)
+                        }
+                    }
+                    try await body(events, now)
                 }
-                try await body(events, now)
+                guard rest.count < 16 * 1024 * 1024 else {
+                    throw Failure(description: "\(endpoint): a line of the watch does not end")
+                }
             }
-            guard rest.count < 16 * 1024 * 1024 else {
-                throw Failure(description: "\(endpoint): a line of the watch does not end")
-            }
+        } catch let error as HTTPClientError where error == silence {
+            // Nothing has happened for a while, and nobody says whether anybody is there: from there on once more.
         }
     }
 }

@@ -54,7 +54,7 @@ public actor EtcdInventory: InventorySource {
         (changes, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
     }
 
-    /// Starts the watches and waits until the own cluster is read.
+    /// Starts the watches and waits until every cluster is read; for the own one without end, for others ten seconds.
     public func start() async {
         for (cluster, client) in zip(clusters, clients) {
             for prefix in [CiliumNodeRecord.prefix + cluster.name + "/", CiliumNodeRecord.heartbeatKey] {
@@ -64,7 +64,8 @@ public actor EtcdInventory: InventorySource {
         tasks.append(Task { for await _ in self.manifests.changes { self.signal.yield() } })
         var hasTold = false
         let start = ContinuousClock.now
-        while let own = clusters.first?.name, !listed.contains(own) {
+        while let own = clusters.first?.name, listed.count < clusters.count {
+            if listed.contains(own) && ContinuousClock.now - start > .seconds(10) { break }
             if !hasTold && ContinuousClock.now - start > .seconds(5) {
                 hasTold = true
                 logger.warning("waiting for etcd", metadata: ["problem": "\(problems[own] ?? "")"])
@@ -88,21 +89,28 @@ public actor EtcdInventory: InventorySource {
         var next: Int64?
         while !Task.isCancelled {
             let endpoint = client.endpoints[turn % client.endpoints.count]
+            var hasBegun = false
             do {
                 if next == nil {
                     let (entries, revision) = try await client.range(endpoint, prefix: prefix)
                     await replace(cluster, prefix, entries)
                     next = revision + 1
                 }
-                await works(cluster)
-                wait = 0.2
                 var reached = next ?? 1
                 defer { next = reached }
                 try await client.watch(endpoint, prefix: prefix, from: reached) { events, revision in
+                    if !hasBegun {
+                        hasBegun = true
+                        await self.works(cluster)
+                    }
                     await self.take(cluster, events)
                     reached = max(reached, revision + 1)
                 }
+                // A watch that ends by itself goes on where it was, but not in a hurry.
+                try await Task.sleep(for: .milliseconds(500))
+                if hasBegun { wait = 0.2 }
             } catch {
+                if hasBegun { wait = 0.2 }
                 if Task.isCancelled { return }
                 if (error as? EtcdClient.Failure)?.isGone == true { next = nil }
                 // The next member of the cluster may be there.

@@ -165,6 +165,12 @@ public struct HelperConfiguration: Equatable, Sendable {
             }
             planner.mesh.persistentKeepalive = value
         }
+        if planner.mesh.kiloInterop && source != .kubernetes {
+            throw mesh.fail(
+                "kiloInterop",
+                "needs inventory.source kubernetes: what the nodes say of themselves must reach Kilo's nodes within a minute"
+            )
+        }
         planner.mesh.manageLocalRoutes = try mesh.bool("manageLocalRoutes") ?? false
         if planner.mesh.manageLocalRoutes && planner.overlay != .none {
             throw mesh.fail(

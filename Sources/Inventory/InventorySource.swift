@@ -39,7 +39,7 @@ public struct PodReference: Equatable, Sendable {
         self.deadline = deadline
     }
     /// False for containers that are no pods of Kubernetes (podman and nomad give names only).
-    public var isKubernetes: Bool { !namespace.isEmpty && !name.isEmpty && !uid.isEmpty }
+    public var isKubernetes: Bool { !namespace.isEmpty && !name.isEmpty }
 }
 
 /// Where a pod's labels and annotations came from.

@@ -145,7 +145,7 @@ public enum Manifests {
             }
         }
         node.overlayAddresses = try annotated(
-            node.annotations, ["kilo.squat.ai/cni-compatibility-ip", "kilo.squat.ai/cilium-internal-ip"], metadata)
+            node.annotations, ["kilo.squat.ai/cilium-internal-ip", "kilo.squat.ai/cni-compatibility-ip"], metadata)
         if let spec = try reader.object("spec") {
             node.podCIDRs = try spec.networks("podCIDRs")
             if node.podCIDRs.isEmpty, let text = try spec.string("podCIDR"), !text.isEmpty {

@@ -35,7 +35,7 @@ enum MeshAnnotationReader {
         mesh.wantsToBeGateway = text("leader") != nil
         mesh.persistentKeepalive =
             value("persistent-keepalive", "a number of seconds, 0 to 65535", { UInt16($0) }) ?? 0
-        mesh.lastSeen = value("last-seen", "a Unix time", { Int64($0) })
+        mesh.lastSeen = .init(seconds: value("last-seen", "a Unix time", { Int64($0) }))
         for part in (text("allowed-location-ips") ?? "").split(separator: ",") {
             let trimmed = part.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed()
             if let network = IPNetwork(String(trimmed)) {
@@ -76,7 +76,9 @@ enum MeshAnnotationReader {
         } else if let own = text("internal-ip") {
             mesh.privateAddress = own.isEmpty ? nil : address("internal-ip")
         } else {
-            mesh.privateAddress = node.internalIPs.first { $0.family == .v4 }.map { InterfaceAddress($0) }
+            mesh.privateAddress = node.internalIPs.first { $0.family == .v4 && !$0.isPublic }.map {
+                InterfaceAddress($0)
+            }
         }
         return (mesh, problems)
     }

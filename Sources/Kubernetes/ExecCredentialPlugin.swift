@@ -53,6 +53,8 @@ public struct ExecCredentialPlugin: Equatable, Sendable {
         let output = Pipe()
         process.standardOutput = output
         process.standardInput = FileHandle.nullDevice
+        // Whatever it says there may hold a secret.
+        process.standardError = FileHandle.nullDevice
         do { try process.run() } catch { throw ClusterAccess.Failure("\(command) cannot be run: \(error)") }
         let data = output.fileHandleForReading.readDataToEndOfFile()
         process.waitUntilExit()

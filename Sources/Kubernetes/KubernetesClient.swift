@@ -63,7 +63,8 @@ public final class KubernetesClient: Sendable {
         configuration.tlsConfiguration = tls
         configuration.timeout = .init(connect: .seconds(10), read: .seconds(idleSeconds))
         configuration.decompression = .enabled(limit: .size(KubernetesClient.maximumAnswer))
-        // Each watch has a connection of its own with HTTP/1.1.
+        // Each watch has a connection of its own, so that one that the network has forgotten takes no other with it.
+        configuration.httpVersion = .http1Only
         configuration.connectionPool.concurrentHTTP1ConnectionsPerHostSoftLimit = 32
         configuration.redirectConfiguration = .disallow
         http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
@@ -112,26 +113,30 @@ public final class KubernetesClient: Sendable {
         _ = try await answer("POST", resource.path(namespace: namespace), body: object)
     }
 
-    /// The lines of a watch, one JSON object each, until it ends or fails.
+    /// The lines of a watch, one JSON object each, until it ends or fails. Silence is an end too: a resource that never
+    /// changes may be sent no bookmarks for longer than we wait.
     func watch(
         _ resource: Resource, query: [(String, String)], metadataOnly: Bool, seconds: Int64,
-        _ body: (JSON) async throws -> Void
+        begins: () async -> Void, _ body: (JSON) async throws -> Void
     ) async throws {
         let response = try await send(
             "GET", resource.path(),
             query: query + [("watch", "1"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", "\(seconds)")],
             accept: metadataOnly ? KubernetesClient.metadata : "application/json", compressed: false,
             deadline: .seconds(seconds + 60))
+        await begins()
         var lines = LineReader(limit: 16 * 1024 * 1024)
-        for try await part in response.body {
-            for line in try lines.take(part.readableBytesView) {
-                let event: JSON
-                do { event = try JSON.parse(line) } catch {
-                    throw APIError(code: 0, message: "the watch of \(resource) sent a line that is not JSON")
+        do {
+            for try await part in response.body {
+                for line in try lines.take(part.readableBytesView) {
+                    let event: JSON
+                    do { event = try JSON.parse(line) } catch {
+                        throw APIError(code: 0, message: "the watch of \(resource) sent a line that is not JSON")
+                    }
+                    try await body(event)
                 }
-                try await body(event)
             }
-        }
+        } catch let error as HTTPClientError where error == .readTimeout { return }
         guard lines.isEmpty else { throw APIError(code: 0, message: "the watch of \(resource) broke off in a line") }
     }
 

@@ -34,7 +34,8 @@ public actor KubernetesInventory: InventorySource {
     private var problems: [Resource: String] = [:]
     /// When the cached inventory was written; nil: what is known came from the server.
     private var cachedAt: Date?
-    private var waiters: [CheckedContinuation<Void, Never>] = []
+    private var hasAskedForCilium = false
+    private var publishedAt = ContinuousClock.now
     private var lookups: [PodLookup.Origin: (count: Int64, seconds: Double)] = [:]
     private var published: [String: String] = [:]
     private var wanted: [String: String] = [:]
@@ -84,10 +85,10 @@ public actor KubernetesInventory: InventorySource {
         tasks.append(Task { await self.keepCache() })
         let end = ContinuousClock.now + .milliseconds(Int64(seconds * 1000))
         var hasTold = false
-        while listed.count < KubernetesInventory.watched.count {
+        while listed.count < KubernetesInventory.watched.count || !hasAskedForCilium {
             if ContinuousClock.now >= end {
-                if loadCache() { return }
                 if !hasTold {
+                    if loadCache() { return }
                     hasTold = true
                     logger.warning("waiting for the API server", metadata: ["problem": "\(problemText)"])
                 }
@@ -121,13 +122,17 @@ public actor KubernetesInventory: InventorySource {
                     known.cilium = CiliumSettings(data: data)
                     changed()
                 }
-                return
+                hasAskedForCilium = true
+                problems[.configMaps] = nil
+                if found != nil { return }
+                // Cilium may be installed later.
+                try? await Task.sleep(for: .seconds(300))
             } catch {
                 if Task.isCancelled { return }
+                hasAskedForCilium = true
                 problems[.configMaps] = "ConfigMap kube-system/cilium-config: \(error)"
                 try? await Task.sleep(for: backoff.wait())
             }
-            problems[.configMaps] = nil
         }
     }
 
@@ -144,6 +149,10 @@ public actor KubernetesInventory: InventorySource {
 
     private func take(_ change: ResourceWatch.Change, of resource: Resource) {
         switch change {
+        case .missing:
+            take(.replaced([]), of: resource)
+            problems[resource] = nil
+            return
         case .replaced(let objects):
             var now: [String: Entry] = [:]
             for object in objects {
@@ -152,20 +161,29 @@ public actor KubernetesInventory: InventorySource {
             }
             let before = entries[resource] ?? [:]
             entries[resource] = now
-            listed.insert(resource)
+            let isFirst = listed.insert(resource).inserted
             problems[resource] = nil
             if listed.count == KubernetesInventory.watched.count { cachedAt = nil }
+            if !isFirst && before == now { return }
             refresh(resource, Set(before.keys).union(now.keys))
         case .set(let object):
             let key = KubernetesInventory.key(object)
             let before = entries[resource]?[key]
             let now = read(object, before: before)
-            // Most changes are the kubelets' reports of their nodes' state, which say nothing to us.
-            if now == before { return }
             entries[resource, default: [:]][key] = now
+            // Most changes are the kubelets' reports of their nodes' state, which say nothing to us (but a sign of life,
+            // which is no news).
+            if now == before && resource != .nodes { return }
             refresh(resource, [key])
+            if now == before { return }
         case .deleted(let object):
             let key = KubernetesInventory.key(object)
+            // A pod of the same name may have followed, which a request has told of before the watch did.
+            if case .pod(let there)? = entries[resource]?[key]?.objects.first,
+                let uid = object["metadata"]?["uid"]?.string, there.uid != uid
+            {
+                return
+            }
             entries[resource]?[key] = nil
             refresh(resource, [key])
         case .problem(let text):
@@ -190,7 +208,9 @@ public actor KubernetesInventory: InventorySource {
         switch object {
         case .node(var node), .publishedNode(var node):
             node.annotations = node.annotations.filter { entry in
-                ["kilo.squat.ai/", "culvert.dev/", "network.cilium.io/"].contains { entry.key.hasPrefix($0) }
+                // A sign of life is read into the mesh, and as a text it would be news every half minute.
+                entry.key != "kilo.squat.ai/last-seen"
+                    && ["kilo.squat.ai/", "culvert.dev/", "network.cilium.io/"].contains { entry.key.hasPrefix($0) }
             }
             return .node(node)
         case .pod(var pod):
@@ -248,10 +268,8 @@ public actor KubernetesInventory: InventorySource {
 
     private func changed() {
         isCacheStale = true
+        known.revision = .init(number: known.revision.number + 1)
         signal.yield()
-        let waiting = waiters
-        waiters = []
-        for waiter in waiting { waiter.resume() }
     }
 
     public func inventory() -> Inventory {
@@ -267,7 +285,9 @@ public actor KubernetesInventory: InventorySource {
 
     private func isKnown(_ pod: PodReference) -> Bool {
         known.namespaces[pod.namespace] != nil
-            && known.pods.contains { $0.namespace == pod.namespace && $0.name == pod.name && $0.hasUID(pod.uid) }
+            && known.pods.contains {
+                $0.namespace == pod.namespace && $0.name == pod.name && (pod.uid.isEmpty || $0.hasUID(pod.uid))
+            }
     }
 
     public func identify(_ pod: PodReference) async throws(PodLookup.Failure) -> PodLookup {
@@ -292,17 +312,17 @@ public actor KubernetesInventory: InventorySource {
         var backoff = Backoff(first: 0.1, ceiling: 1)
         repeat {
             do {
-                let found = try await client.get(.pods, namespace: pod.namespace, name: pod.name)
                 if known.namespaces[pod.namespace] == nil,
-                    let namespace = try await client.get(.namespaces, name: pod.namespace)
+                    let namespace = try await get(.namespaces, name: pod.namespace, until: end)
                 {
                     take(.set(KubernetesInventory.named(namespace, .namespaces)), of: .namespaces)
                 }
+                let found = try await get(.pods, namespace: pod.namespace, name: pod.name, until: end)
                 if isKnown(pod) { return .watch }
                 if let found {
                     let object = KubernetesInventory.named(found, .pods)
                     if case .success(let objects) = Manifests.read(object), case .pod(let read)? = objects.first,
-                        read.hasUID(pod.uid)
+                        pod.uid.isEmpty || read.hasUID(pod.uid)
                     {
                         // The watch will say the same; before that, its word would be an older one.
                         take(.set(object), of: .pods)
@@ -320,22 +340,41 @@ public actor KubernetesInventory: InventorySource {
         )
     }
 
+    /// One object, if it can be had in time.
+    private nonisolated func get(
+        _ resource: Resource, namespace: String? = nil, name: String, until end: ContinuousClock.Instant
+    ) async throws -> JSON? {
+        try await withThrowingTaskGroup(of: JSON?.self) { group in
+            group.addTask { try await self.client.get(resource, namespace: namespace, name: name) }
+            group.addTask {
+                try await Task.sleep(until: end)
+                throw APIError(code: 0, message: "\(self.client.access.server) does not answer in time")
+            }
+            defer { group.cancelAll() }
+            return try await group.next() ?? nil
+        }
+    }
+
     // MARK: telling
 
     static let manager = "culvertd"
 
     public func publish(annotations: [String: String]) { wanted = annotations }
 
+    /// The Node lacks what was said: somebody has taken it away, or the Node was made anew. The watch needs a moment to
+    /// tell of our own words.
+    private var isForgotten: Bool {
+        guard ContinuousClock.now - publishedAt > .seconds(5), let node = known.nodes[nodeName] else { return false }
+        return wanted.contains { $0.key != "kilo.squat.ai/last-seen" && node.annotations[$0.key] != $0.value }
+    }
+
     /// Says what is wanted, when it differs from what was said last; nothing periodic.
     private func keepPublished() async {
         var backoff = Backoff(first: 0.2, ceiling: 30)
         while !Task.isCancelled {
-            do { try await writeReports() } catch {
-                logger.warning("the status of a policy cannot be written", metadata: ["error": "\(error)"])
-                try? await Task.sleep(for: backoff.wait(atLeast: (error as? APIError)?.retryAfter))
-            }
+            await writeReports()
             let annotations = wanted
-            if annotations != published, listed.contains(.nodes), known.nodes[nodeName] != nil {
+            if annotations != published || isForgotten, listed.contains(.nodes), known.nodes[nodeName] != nil {
                 do {
                     try await client.apply(
                         .nodes, name: nodeName, manager: KubernetesInventory.manager,
@@ -351,6 +390,7 @@ public actor KubernetesInventory: InventorySource {
                                     ))
                             )))
                     published = annotations
+                    publishedAt = .now
                     backoff.reset()
                     problems[.events] = nil
                 } catch {
@@ -366,10 +406,12 @@ public actor KubernetesInventory: InventorySource {
     public func report(_ policies: [PolicyReport]) { wantedReports = policies }
 
     /// Writes the status of policies that differ from what was written last.
-    private func writeReports() async throws {
+    private func writeReports() async {
         let wanted = wantedReports
         reported = reported.filter { name, _ in wanted.contains { $0.name == name } }
         for policy in wanted where reported[policy.name] != policy {
+            // Once, whatever comes of it, until there is something else to say.
+            reported[policy.name] = policy
             do {
                 try await client.apply(
                     .egressPolicies, name: policy.name, subresource: "status", manager: KubernetesInventory.manager,
@@ -385,8 +427,15 @@ public actor KubernetesInventory: InventorySource {
                         )))
             } catch let error as APIError where error.code == 404 {
                 // It is gone by now.
+            } catch {
+                logger.warning(
+                    "the status of a policy cannot be written",
+                    metadata: ["policy": "\(policy.name)", "error": "\(error)"])
+                if (error as? APIError)?.code ?? 0 < 400 || (error as? APIError)?.code ?? 0 >= 429 {
+                    reported[policy.name] = nil
+                    try? await Task.sleep(for: .seconds(1))
+                }
             }
-            reported[policy.name] = policy
         }
     }
 
@@ -407,7 +456,10 @@ public actor KubernetesInventory: InventorySource {
         Task {
             do { try await client.create(.events, namespace: namespace, body) } catch let error as APIError
                 where error.code == 409
-            {} catch { logger.warning("an event cannot be written", metadata: ["error": "\(error)"]) }
+            {} catch {
+                logger.warning("an event cannot be written", metadata: ["error": "\(error)"])
+                recorded.remove(event)
+            }
         }
     }
 

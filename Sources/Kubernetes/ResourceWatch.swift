@@ -9,6 +9,8 @@ struct ResourceWatch: Sendable {
         case replaced([JSON])
         case set(JSON)
         case deleted(JSON)
+        /// The server knows no such resource.
+        case missing
         /// Whether the server can be reached, and why not.
         case problem(String)
     }
@@ -27,26 +29,39 @@ struct ResourceWatch: Sendable {
     func run(_ report: @Sendable (Change) async -> Void) async {
         var backoff = Backoff(ceiling: ceiling)
         var version: String?
+        var missingSince: ContinuousClock.Instant?
         while !Task.isCancelled {
+            let start = ContinuousClock.now
             do {
-                if version == nil {
-                    version = try await list(report)
-                    await report(.problem(""))
-                }
-                try await watch(&version, &backoff, report)
+                if version == nil { version = try await list(report) }
+                missingSince = nil
+                try await watch(&version, report)
                 // The server ends a watch when its time is over; one that ends at once is a server in trouble.
+                guard ContinuousClock.now - start > .seconds(1) else {
+                    throw APIError(code: 0, message: "the server ends the watch at once")
+                }
+                backoff.reset()
                 try await Task.sleep(for: .milliseconds(Int64.random(in: 20...60)))
             } catch is CancellationError { return } catch {
+                // It worked for a while: whatever ended it is no reason to wait for long.
+                if ContinuousClock.now - start > .seconds(10) { backoff.reset() }
                 let failure = error as? APIError ?? APIError(code: 0, message: "\(error)")
                 if failure.isGone {
                     logger.debug("the server has forgotten what came since: listing again", metadata: meta)
                     version = nil
+                    // Thousands of helpers may have been told so at once.
+                    try? await Task.sleep(for: .milliseconds(Int64.random(in: 0...Int64(ceiling * 100))))
                 } else if failure.code == 404 && !resource.isBuiltIn {
-                    // Its CustomResourceDefinition is not installed: there is none of them.
-                    await report(.replaced([]))
-                    await report(.problem(""))
-                    version = nil
-                    while backoff.next < ceiling { _ = backoff.wait() }
+                    // Its CustomResourceDefinition is not installed: there is none of them. Only a word that lasts counts,
+                    // where there were some before: anything on the way may say "not found".
+                    let since = missingSince ?? start
+                    missingSince = since
+                    if version == nil || ContinuousClock.now - since > .seconds(ceiling * 2) {
+                        await report(.missing)
+                        version = nil
+                    }
+                    try? await Task.sleep(for: .milliseconds(Int64(ceiling * Double.random(in: 2000...4000))))
+                    continue
                 } else {
                     logger.notice("watching failed", metadata: meta.merging(["error": "\(failure)"]) { a, _ in a })
                     await report(.problem("\(resource): \(failure)"))
@@ -75,15 +90,13 @@ struct ResourceWatch: Sendable {
         return version
     }
 
-    private func watch(
-        _ version: inout String?, _ backoff: inout Backoff, _ report: @Sendable (Change) async -> Void
-    ) async throws {
+    private func watch(_ version: inout String?, _ report: @Sendable (Change) async -> Void) async throws {
         var current = version
         defer { version = current }
         let query = selection + [("resourceVersion", current ?? "")]
-        var hasSpoken = false
         try await client.watch(
-            resource, query: query, metadataOnly: metadataOnly, seconds: Int64.random(in: 300...600)
+            resource, query: query, metadataOnly: metadataOnly, seconds: Int64.random(in: 300...600),
+            begins: { await report(.problem("")) }
         ) { event in
             let object = event["object"] ?? .null
             switch event["type"]?.string {
@@ -95,12 +108,7 @@ struct ResourceWatch: Sendable {
             default: throw APIError(code: 0, message: "a watch event has no known type")
             }
             if let next = object["metadata"]?["resourceVersion"]?.string { current = next }
-            if !hasSpoken {
-                hasSpoken = true
-                await report(.problem(""))
-            }
         }
-        if hasSpoken { backoff.reset() }
     }
 
     /// Less what nobody here reads, so that thousands of objects take little room while they wait. Lists of built-in

@@ -13,11 +13,12 @@ public struct HostState: Equatable, Sendable {
     public var wireGuard: WireGuardDevice?
     /// nil: no table of ours at all.
     public var firewall: FirewallTable?
-    /// Whether packets for an address go into the WireGuard device, by the main table.
+    /// Whether packets for a node's own address go into the WireGuard device, by the main table. (Wider networks are not
+    /// looked at: a link of the node's own may go before them.)
     public func isRoutedByWireGuard(_ address: IPAddress) -> Bool {
         guard let device = wireGuard?.name else { return false }
         return routes.contains {
-            $0.table == Rule.mainTable && $0.kind == .device(device) && $0.destination.contains(address)
+            $0.table == Rule.mainTable && $0.destination == IPNetwork(host: address) && $0.kind == .device(device)
         }
     }
 

@@ -249,7 +249,16 @@ public struct Inventory: Equatable, Sendable {
     public var cilium: CiliumSettings?
     /// What is wrong with the objects, for people.
     public var problems: [InventoryProblem] = []
+    /// Tells an older one from a newer one of the same source.
+    public var revision = Revision(number: 0)
     public init() {}
+
+    /// All are equal: what counts is the content.
+    public struct Revision: Equatable, Sendable {
+        public let number: UInt64
+        public init(number: UInt64) { self.number = number }
+        public static func == (a: Self, b: Self) -> Bool { true }
+    }
 }
 
 /// Something in the inventory that was not understood.

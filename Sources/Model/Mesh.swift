@@ -140,9 +140,16 @@ public struct MeshAnnotations: Equatable, Sendable {
     public var discoveredEndpoints: [WireGuardKey: SocketAddress] = [:]
     /// The node's private address with its prefix length; nil: it has none, and is a location of its own.
     public var privateAddress: InterfaceAddress?
-    /// `kilo.squat.ai/last-seen`, seconds since 1970.
-    public var lastSeen: Int64?
+    /// `kilo.squat.ai/last-seen`.
+    public var lastSeen = LastSeen(seconds: nil)
     public init() {}
+
+    /// A sign of life, seconds since 1970: all are equal, because a newer one is no reason to plan anew.
+    public struct LastSeen: Equatable, Sendable {
+        public let seconds: Int64?
+        public init(seconds: Int64?) { self.seconds = seconds }
+        public static func == (a: Self, b: Self) -> Bool { true }
+    }
 }
 
 /// An address as it is assigned to an interface: with the prefix length of its network.

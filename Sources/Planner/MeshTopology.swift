@@ -77,7 +77,9 @@ public struct MeshTopology: Sendable {
 
     /// A node without a private address is a location of its own, and so is one whose granularity is `full`.
     private func isOnItsOwn(_ node: Node) -> Bool {
-        node.mesh.privateAddress == nil || (node.mesh.granularity ?? configuration.granularity) == .full
+        // Kilo's nodes have one granularity, each of them the one that it was started with.
+        let own = configuration.kiloInterop ? nil : node.mesh.granularity
+        return node.mesh.privateAddress == nil || (own ?? configuration.granularity) == .full
     }
 
     public func segmentKey(_ node: Node) -> String {
@@ -95,13 +97,19 @@ public struct MeshTopology: Sendable {
     /// Nodes that Kilo leaves out of its topology (`Ready` of its pkg/mesh): without key, endpoint or pod network, or not
     /// seen lately. Whoever shares a mesh with Kilo must leave out the same, or their WireGuard addresses differ.
     ///
-    /// - Parameter now: seconds since 1970.
-    public static func notReadyForKilo(_ nodes: [String: Node], port: UInt16, now: Int64) -> Set<String> {
-        Set(
+    /// The time is that of the newest sign of life: with an inventory that is behind, all nodes are, and none is gone.
+    public static func notReadyForKilo(_ nodes: [String: Node]) -> Set<String> {
+        let now = nodes.values.compactMap(\.mesh.lastSeen.seconds).max() ?? 0
+        return Set(
             nodes.values.filter { node in
-                node.mesh.key == nil || node.podCIDRs.isEmpty || endpoint(of: node, port: port) == nil
-                    || now - (node.mesh.lastSeen ?? 0) >= kiloSilence
+                node.mesh.key == nil || node.podCIDRs.isEmpty || node.mesh.endpoint == nil
+                    || now - (node.mesh.lastSeen.seconds ?? 0) >= kiloSilence
             }.map(\.name))
+    }
+
+    /// What Kilo takes for a public address: one that is in no network of RFC 1918.
+    private static func isPublicToKilo(_ address: IPAddress) -> Bool {
+        !["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"].contains { IPNetwork($0)?.contains(address) == true }
     }
 
     /// Where other locations find the node: what it says, else its external, else its private address.
@@ -119,7 +127,9 @@ public struct MeshTopology: Sendable {
         for index in nodes.indices {
             let node = nodes[index]
             if node.mesh.key == nil { continue }
-            let hasPublicEndpoint = endpoint(of: node, port: configuration.port)?.address?.isPublic == true
+            let address = endpoint(of: node, port: configuration.port)?.address
+            let hasPublicEndpoint =
+                address.map { configuration.kiloInterop ? isPublicToKilo($0) : $0.isPublic } ?? false
             let rank = (node.mesh.wantsToBeGateway ? 0 : 2) + (hasPublicEndpoint ? 0 : 1)
             if rank < bestRank {
                 best = index

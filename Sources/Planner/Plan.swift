@@ -71,6 +71,9 @@ public enum Planner {
     /// Destinations that always keep their normal path, whatever the cluster looks like.
     static let alwaysKept = ["169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"].compactMap { IPNetwork($0) }
 
+    /// Of a node: its default egress address, which its helper publishes.
+    public static let egressAddressAnnotation = "culvert.dev/egress-address"
+
     /// Of a pod: the policy's name, or `none`.
     public static let policyAnnotation = "culvert.dev/egress-policy"
 
@@ -284,7 +287,7 @@ public enum Planner {
                     return egress.address
                 }
                 return assigned.policy.egress == .defaultAddress
-                    ? assigned.gateway.flatMap { inventory.nodes[$0]?.annotations["culvert.dev/egress-address"] }
+                    ? assigned.gateway.flatMap { inventory.nodes[$0]?.annotations[egressAddressAnnotation] }
                         .flatMap { IPAddress($0) }
                     : nil
             }

@@ -27,17 +27,19 @@ extension Plugin {
         defer { close(socket) }
         var request = podRequest(.add, environment, configuration, deadline: deadline)
         request.addresses = addresses
+        let response: HelperResponse
         do throws(CNIError) {
-            switch try HelperConnection.ask(
+            response = try HelperConnection.ask(
                 request, socket: configuration.socket, descriptor: socket, deadline: deadline)
-            {
-            case .done(let routes): return CNIResult.adding(routes, to: previous, version: configuration.version)
-            case .failed(let error): throw error
-            }
         } catch {
             guard isHelperUnavailable(error), configuration.whenHelperUnavailable == .allow else { throw error }
             log("\(error.message); the pod starts without Culvert, because whenHelperUnavailable is \"allow\"")
             return CNIResult.adding([], to: previous, version: configuration.version)
+        }
+        switch response {
+        case .done(let routes): return CNIResult.adding(routes, to: previous, version: configuration.version)
+        // A helper that answers is there: what it refuses is refused, even where it says "try again later".
+        case .failed(let error): throw error
         }
     }
 

@@ -10,7 +10,12 @@ public final class KernelWireGuard: WireGuardControl {
     public init() throws { socket = try NetlinkSocket(bus: NETLINK_GENERIC) }
 
     /// Whether this kernel has WireGuard, or can load it.
-    public var isAvailable: Bool { (try? resolve("")) != nil }
+    ///
+    /// - Throws: where it cannot be asked.
+    public func isAvailable() throws -> Bool {
+        if family == nil { family = try GenericNetlink.family("wireguard", socket: socket) }
+        return family != nil
+    }
 
     private func resolve(_ name: String) throws -> UInt16 {
         if let family { return family }

@@ -47,9 +47,13 @@ public final class UserspaceWireGuard: WireGuardControl {
                 ? "; run wireguard-go \(name) as the helper's user, with \(directory) belonging to it" : ""
             return Failure(description: "\(path): \(what): \(String(cString: strerror(code)))\(remedy)")
         }
-        let descriptor = culvert_stream_connect(path, 5)
+        let end = ContinuousClock.now + .seconds(2)
+        let descriptor = culvert_stream_connect(path, 1)
         guard descriptor >= 0 else { throw failure("cannot be reached", -descriptor) }
         defer { close(descriptor) }
+        // It is told the private key.
+        let owner = culvert_peer_uid(descriptor)
+        guard owner == 0 || owner == Int64(geteuid()) else { throw failure("belongs to user \(owner)", EPERM) }
         let bytes = Array(request.utf8)
         var sent = 0
         while sent < bytes.count {
@@ -64,6 +68,7 @@ public final class UserspaceWireGuard: WireGuardControl {
         while !answer.suffix(2).elementsEqual([10, 10]) {
             let count = recv(descriptor, &buffer, buffer.count, 0)
             guard count > 0 else { throw failure("does not answer", count == 0 ? EPIPE : culvert_errno()) }
+            guard ContinuousClock.now < end else { throw failure("does not end its answer", ETIMEDOUT) }
             answer += buffer[..<count]
             guard answer.count < 64 * 1024 * 1024 else { throw failure("does not end its answer", EMSGSIZE) }
         }
