@@ -104,6 +104,8 @@ public actor NodeAgent {
                 store.remove(id)
             }
         }
+        // What an earlier run has told others stays told until WireGuard was looked at: they use it.
+        discoveredEndpoints = inventory.nodes[settings.nodeName]?.mesh.discoveredEndpoints ?? [:]
         try refreshFacts()
         replan()
         reconcile(full: true)

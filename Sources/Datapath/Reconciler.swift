@@ -254,10 +254,8 @@ public final class Reconciler {
             }, ignoring: [ENODEV])
         for name in changes.staleLinks { changes.observed.indexes[name] = nil }
         for name in changes.idleDevices {
-            do { try userspaceWireGuard.removeAllPeers(name) } catch {
-                wireGuardProblem = "\(error)"
-                continue
-            }
+            // Without an address and routes it carries nothing, whatever its program still has.
+            do { try userspaceWireGuard.removeAllPeers(name) } catch { wireGuardProblem = "\(error)" }
             guard let index = observed.indexes[name] else { continue }
             count += try run(
                 (observed.addresses[name] ?? []).map {

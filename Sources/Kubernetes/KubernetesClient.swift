@@ -117,7 +117,7 @@ public final class KubernetesClient: Sendable {
     /// changes may be sent no bookmarks for longer than we wait.
     func watch(
         _ resource: Resource, query: [(String, String)], metadataOnly: Bool, seconds: Int64,
-        begins: () async -> Void, _ body: (JSON) async throws -> Void
+        begins: () async -> Void, onEvent: (JSON) async throws -> Void
     ) async throws {
         let response = try await send(
             "GET", resource.path(),
@@ -133,7 +133,7 @@ public final class KubernetesClient: Sendable {
                     do { event = try JSON.parse(line) } catch {
                         throw APIError(code: 0, message: "the watch of \(resource) sent a line that is not JSON")
                     }
-                    try await body(event)
+                    try await onEvent(event)
                 }
             }
         } catch let error as HTTPClientError where error == .readTimeout { return }

@@ -96,19 +96,19 @@ struct ResourceWatch: Sendable {
         let query = selection + [("resourceVersion", current ?? "")]
         try await client.watch(
             resource, query: query, metadataOnly: metadataOnly, seconds: Int64.random(in: 300...600),
-            begins: { await report(.problem("")) }
-        ) { event in
-            let object = event["object"] ?? .null
-            switch event["type"]?.string {
-            case "ADDED", "MODIFIED": await report(.set(reduced(object)))
-            case "DELETED": await report(.deleted(reduced(object)))
-            case "BOOKMARK": break
-            case "ERROR":
-                throw APIError(status: object, code: Int(object["code"]?.integer ?? 500), text: "", retryAfter: nil)
-            default: throw APIError(code: 0, message: "a watch event has no known type")
-            }
-            if let next = object["metadata"]?["resourceVersion"]?.string { current = next }
-        }
+            begins: { await report(.problem("")) },
+            onEvent: { event in
+                let object = event["object"] ?? .null
+                switch event["type"]?.string {
+                case "ADDED", "MODIFIED": await report(.set(reduced(object)))
+                case "DELETED": await report(.deleted(reduced(object)))
+                case "BOOKMARK": break
+                case "ERROR":
+                    throw APIError(status: object, code: Int(object["code"]?.integer ?? 500), text: "", retryAfter: nil)
+                default: throw APIError(code: 0, message: "a watch event has no known type")
+                }
+                if let next = object["metadata"]?["resourceVersion"]?.string { current = next }
+            })
     }
 
     /// Less what nobody here reads, so that thousands of objects take little room while they wait. Lists of built-in

@@ -211,8 +211,10 @@ struct KubernetesProgramTests {
             })
         #expect(lab.eventually(60) { Shell.run("cat \(outcome)").output.contains("transmitted") })
         #expect(Shell.run("cat \(outcome)").output.contains(" 0% packet loss"), "\(Shell.run("cat \(outcome)").output)")
-        let names = (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["name"]?.string }
-        #expect(Set(names) == ["a", "known", "decided"], "\(names)")
+        func names() -> Set<String> {
+            Set((lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["name"]?.string })
+        }
+        #expect(lab.eventually { names() == ["a", "known", "decided"] }, "\(names())")
     }
 
     @Test func whatIsRefusedIsAnEvent() throws {

@@ -74,10 +74,40 @@ struct MeshScenarioTests {
             }, "\(from) to \(to): \(Shell.run("cat \(received)").output)")
     }
 
+    @Test func oneNodesAnnotationChangesOnlyItsPeer() throws {
+        let lab = try Self.mesh(strategy: "always", granularity: "full")
+        #expect(Self.settles(lab) { lab.pings("a", "10.244.4.10") })
+        let before = Self.peers(lab, "n2")
+        #expect(before.count == 3)
+        let outcome = "\(lab.directory)/ping"
+        Shell.run(
+            "ip netns exec \(lab.prefix)-a ping -n -q -i 0.2 -c 60 -W 2 10.244.4.10 > \(outcome) 2>&1 < /dev/null & sleep 1"
+        )
+        Shell.run(
+            "cd \(lab.directory)/inventory && sed 's|^  name: n3$|  name: n3\\n  annotations: {kilo.squat.ai/allowed-location-ips: 192.168.77.0/24}|' node-n3.yaml > .n3 && mv .n3 node-n3.yaml"
+        )
+        #expect(
+            lab.eventually(40) {
+                (Self.peers(lab, "n2")["n3"]?["allowedIPs"]?.elements ?? []).contains { $0.string == "192.168.77.0/24" }
+            }, "\(Self.peers(lab, "n2"))")
+        let after = Self.peers(lab, "n2")
+        for other in ["n1", "n4"] {
+            #expect(before[other]?["allowedIPs"] == after[other]?["allowedIPs"])
+            for counter in ["lastHandshake", "receivedBytes", "sentBytes"] {
+                let (old, new) = (before[other]?[counter]?.integer ?? 1, after[other]?[counter]?.integer ?? 0)
+                #expect(new >= old, "\(other) \(counter): \(old), then \(new)")
+            }
+        }
+        #expect(lab.eventually(40) { Shell.run("cat \(outcome)").output.contains("transmitted") })
+        #expect(Shell.run("cat \(outcome)").output.contains(" 0% packet loss"), "\(Shell.run("cat \(outcome)").output)")
+    }
+
     /// With nodes that are /32s both strategies come to the same; all four combinations run where there is time.
+    /// Full ones first: two nodes behind NATs that become gateways while their routers remember other ways may need
+    /// minutes to meet.
     static let combinations =
         Mesh.isWhole
-        ? [("always", "location"), ("always", "full"), ("crosssubnet", "location"), ("crosssubnet", "full")]
+        ? ["full", "location"].flatMap { granularity in ["always", "crosssubnet"].map { ($0, granularity) } }
         : [("always", "full"), ("crosssubnet", "location")]
 
     @Test(arguments: combinations)
@@ -108,34 +138,6 @@ struct MeshScenarioTests {
         for node in Self.nodes {
             #expect(lab.eventually { lab.ctl(node, "diff").output == "[]\n" }, "\(lab.ctl(node, "diff").output)")
         }
-    }
-
-    @Test func oneNodesAnnotationChangesOnlyItsPeer() throws {
-        let lab = try Self.mesh(strategy: "always", granularity: "full")
-        #expect(Self.settles(lab) { lab.pings("a", "10.244.4.10") })
-        let before = Self.peers(lab, "n2")
-        #expect(before.count == 3)
-        let outcome = "\(lab.directory)/ping"
-        Shell.run(
-            "ip netns exec \(lab.prefix)-a ping -n -q -i 0.2 -c 60 -W 2 10.244.4.10 > \(outcome) 2>&1 < /dev/null & sleep 1"
-        )
-        Shell.run(
-            "cd \(lab.directory)/inventory && sed 's|^  name: n3$|  name: n3\\n  annotations: {kilo.squat.ai/allowed-location-ips: 192.168.77.0/24}|' node-n3.yaml > .n3 && mv .n3 node-n3.yaml"
-        )
-        #expect(
-            lab.eventually(40) {
-                (Self.peers(lab, "n2")["n3"]?["allowedIPs"]?.elements ?? []).contains { $0.string == "192.168.77.0/24" }
-            }, "\(Self.peers(lab, "n2"))")
-        let after = Self.peers(lab, "n2")
-        for other in ["n1", "n4"] {
-            #expect(before[other]?["allowedIPs"] == after[other]?["allowedIPs"])
-            for counter in ["lastHandshake", "receivedBytes", "sentBytes"] {
-                let (old, new) = (before[other]?[counter]?.integer ?? 1, after[other]?[counter]?.integer ?? 0)
-                #expect(new >= old, "\(other) \(counter): \(old), then \(new)")
-            }
-        }
-        #expect(lab.eventually(40) { Shell.run("cat \(outcome)").output.contains("transmitted") })
-        #expect(Shell.run("cat \(outcome)").output.contains(" 0% packet loss"), "\(Shell.run("cat \(outcome)").output)")
     }
 
     @Test func nodesReachEachOtherAndCleanupTakesAllAway() throws {
