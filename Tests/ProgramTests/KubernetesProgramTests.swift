@@ -74,7 +74,7 @@ struct KubernetesProgramTests {
     }
 
     @Test func theClusterIsAllThatThePodNeeds() throws {
-        let cluster = try Cluster("k")
+        let cluster = try Cluster("ka")
         let lab = cluster.lab
         cluster.apply(yaml: Lab.policy("shop", app: "shop"))
         try lab.start("n1", "n2", "n3")
@@ -111,7 +111,7 @@ struct KubernetesProgramTests {
     }
 
     @Test func aPolicySaysWhatBecameOfIt() throws {
-        let cluster = try Cluster("w")
+        let cluster = try Cluster("kb")
         let lab = cluster.lab
         for (name, zone) in [("one", "z2"), ("two", "z9")] {
             cluster.apply(
@@ -134,7 +134,7 @@ struct KubernetesProgramTests {
     }
 
     @Test func podsThatWereThereFirstAreAdopted() throws {
-        let cluster = try Cluster("j")
+        let cluster = try Cluster("kc")
         let lab = cluster.lab
         cluster.apply(yaml: Lab.policy("shop", app: "shop"))
         cluster.api.apply(
@@ -152,7 +152,7 @@ struct KubernetesProgramTests {
     }
 
     @Test func withoutTheServerNothingIsLost() throws {
-        let cluster = try Cluster("d")
+        let cluster = try Cluster("kd")
         let lab = cluster.lab
         // A minute where there is time.
         let seconds = ProcessInfo.processInfo.environment["CULVERT_WHOLE"] == "1" ? 60.0 : 8
@@ -218,7 +218,7 @@ struct KubernetesProgramTests {
     }
 
     @Test func whatIsRefusedIsAnEvent() throws {
-        let cluster = try Cluster("v")
+        let cluster = try Cluster("ke")
         let lab = cluster.lab
         cluster.apply(
             yaml: Lab.policy("shop", app: "shop", zone: "z9") + Lab.policy("bad", app: "bad", more: "mystery: 1"))
