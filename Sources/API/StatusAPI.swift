@@ -76,7 +76,8 @@ public enum StatusAPI {
         let counters = (try? await agent.firewallCounters()) ?? []
         let adopted = plan.attachments.filter(\.attachment.adopted)
         var warnings = plan.warnings
-        for problem in await agent.source.status()["problems"]?.elements ?? [] {
+        let source = await agent.source.status()
+        for problem in source["problems"]?.elements ?? [] {
             if let text = problem.string { warnings.append("inventory: \(text)") }
         }
         let meshProblem = await agent.meshProblem
@@ -92,7 +93,7 @@ public enum StatusAPI {
             ("protocol", .string(configuration.tunnelProtocol.rawValue)),
             ("overlayAddress", facts.overlayAddress.map { .string("\($0)") } ?? .null),
             ("underlay", .string(facts.underlayDevice)), ("underlayMTU", .integer(Int64(facts.underlayMTU))),
-            ("inventory", await agent.source.status()),
+            ("inventory", source),
             ("nodes", .integer(Int64(inventory.nodes.count))), ("policies", .integer(Int64(plan.policies.count))),
             ("attachments", .integer(Int64(plan.attachments.count))), ("adopted", .integer(Int64(adopted.count))),
             (

@@ -39,7 +39,8 @@ public enum EventLoops {
         }
     }
 
-    /// Looks at WireGuard every ten seconds, checks in with Kilo every thirty (its own timer), and asks for the addresses of endpoints' names every minute.
+    /// Looks at WireGuard every ten seconds, checks in with Kilo every thirty (its own timer), and asks for the addresses
+    /// of endpoints' names every minute.
     private static func watchMesh(agent: NodeAgent) async {
         var round = 0
         while true {

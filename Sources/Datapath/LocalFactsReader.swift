@@ -8,9 +8,8 @@ import WireGuard
 struct LocalFactsReader {
     let socket: NetlinkSocket
 
-    /// - Parameter node: this node in the inventory, whose address tells the underlay device where the default route
-    ///   does not.
     /// - Parameters:
+    ///   - node: this node in the inventory, whose address tells the underlay device where the default route does not.
     ///   - wireGuardDevice: name of the WireGuard device; nil: there is no mesh.
     ///   - before: what spoke WireGuard when it was last asked; stays where the kernel cannot be asked.
     func read(

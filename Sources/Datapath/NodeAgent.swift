@@ -163,11 +163,15 @@ public actor NodeAgent {
 
     /// One node tells of each policy: its gateway, or where it has none, the first by name of those that run a helper.
     private var policyReports: [PolicyReport] {
-        let first = inventory.nodes.values.filter { $0.annotations[Planner.egressAddressAnnotation] != nil }.map(\.name)
-            .min()
-        return plan.policies.filter { policy in
-            policy.source == .culvert
-                && (policy.gateway == settings.nodeName || (policy.gateway == nil && first == settings.nodeName))
+        let ours = plan.policies.filter { $0.source == .culvert }
+        // Looking at every node is only worth it where it decides.
+        let isFirst =
+            ours.contains { $0.gateway == nil }
+            && inventory.nodes.values.filter { $0.annotations[Planner.egressAddressAnnotation] != nil }.map(\.name)
+                .min()
+                == settings.nodeName
+        return ours.filter { policy in
+            policy.gateway == settings.nodeName || (policy.gateway == nil && isFirst)
         }.map { PolicyReport(name: $0.name, activeGateways: [$0.gateway].compactMap { $0 }, reason: $0.problem) }
     }
 

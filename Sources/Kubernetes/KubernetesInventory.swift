@@ -32,6 +32,8 @@ public actor KubernetesInventory: InventorySource {
     private var nodeProblems: [String: [InventoryProblem]] = [:]
     private var listed: Set<Resource> = []
     private var problems: [Resource: String] = [:]
+    /// Why the own Node does not say what it should.
+    private var publishingProblem: String?
     /// When the cached inventory was written; nil: what is known came from the server.
     private var cachedAt: Date?
     private var hasAskedForCilium = false
@@ -85,17 +87,18 @@ public actor KubernetesInventory: InventorySource {
         tasks.append(Task { await self.keepCache() })
         let end = ContinuousClock.now + .milliseconds(Int64(seconds * 1000))
         var hasTold = false
-        while listed.count < KubernetesInventory.watched.count || !hasAskedForCilium {
-            if ContinuousClock.now >= end {
-                if !hasTold {
-                    if loadCache() { return }
-                    hasTold = true
-                    logger.warning("waiting for the API server", metadata: ["problem": "\(problemText)"])
-                }
+        while !isComplete || !hasAskedForCilium {
+            if ContinuousClock.now >= end && !hasTold {
+                if loadCache() { return }
+                hasTold = true
+                logger.warning("waiting for the API server", metadata: ["problem": "\(problemText)"])
             }
             try? await Task.sleep(for: .milliseconds(20))
         }
     }
+
+    /// Everything that is watched has been listed once.
+    private var isComplete: Bool { listed.count == KubernetesInventory.watched.count }
 
     /// Ends the watches and the client. What is known stays.
     public func stop() async {
@@ -116,7 +119,7 @@ public actor KubernetesInventory: InventorySource {
             do {
                 let found = try await client.get(.configMaps, namespace: "kube-system", name: "cilium-config")
                 if let found,
-                    case .success(let objects) = Manifests.read(KubernetesInventory.named(found, .configMaps)),
+                    case .success(let objects) = Manifests.read(Resource.configMaps.stamp(found)),
                     case .ciliumConfig(let data)? = objects.first, known.cilium?.data != data
                 {
                     known.cilium = CiliumSettings(data: data)
@@ -134,10 +137,6 @@ public actor KubernetesInventory: InventorySource {
                 try? await Task.sleep(for: backoff.wait())
             }
         }
-    }
-
-    private static func named(_ object: JSON, _ resource: Resource) -> JSON {
-        object.setting("apiVersion", to: .string(resource.apiVersion)).setting("kind", to: .string(resource.kind))
     }
 
     // MARK: taking in
@@ -163,7 +162,7 @@ public actor KubernetesInventory: InventorySource {
             entries[resource] = now
             let isFirst = listed.insert(resource).inserted
             problems[resource] = nil
-            if listed.count == KubernetesInventory.watched.count { cachedAt = nil }
+            if isComplete { cachedAt = nil }
             if !isFirst && before == now { return }
             refresh(resource, Set(before.keys).union(now.keys))
         case .set(let object):
@@ -244,6 +243,7 @@ public actor KubernetesInventory: InventorySource {
             }
         case .pods:
             known.pods = objects(.pods) { if case .pod(let pod) = $0 { pod } else { nil } }
+            known.putInOrder()
         case .namespaces:
             for key in keys {
                 let name = String(key.dropFirst())
@@ -253,13 +253,15 @@ public actor KubernetesInventory: InventorySource {
                     known.namespaces[name] = nil
                 }
             }
-        case .peers: known.peers = objects(.peers) { if case .peer(let peer) = $0 { peer } else { nil } }
+        case .peers:
+            known.peers = objects(.peers) { if case .peer(let peer) = $0 { peer } else { nil } }
+            known.putInOrder()
         default:
             known.policies = [Resource.egressPolicies, .ciliumEgressGatewayPolicies].flatMap { resource in
                 objects(resource) { if case .policy(let policy) = $0 { policy } else { nil } }
             }
+            known.putInOrder()
         }
-        known.putInOrder()
     }
 
     private func objects<T>(_ resource: Resource, _ pick: (ManifestObject) -> T?) -> [T] {
@@ -315,12 +317,12 @@ public actor KubernetesInventory: InventorySource {
                 if known.namespaces[pod.namespace] == nil,
                     let namespace = try await get(.namespaces, name: pod.namespace, until: end)
                 {
-                    take(.set(KubernetesInventory.named(namespace, .namespaces)), of: .namespaces)
+                    take(.set(Resource.namespaces.stamp(namespace)), of: .namespaces)
                 }
                 let found = try await get(.pods, namespace: pod.namespace, name: pod.name, until: end)
                 if isKnown(pod) { return .watch }
                 if let found {
-                    let object = KubernetesInventory.named(found, .pods)
+                    let object = Resource.pods.stamp(found)
                     if case .success(let objects) = Manifests.read(object), case .pod(let read)? = objects.first,
                         pod.uid.isEmpty || read.hasUID(pod.uid)
                     {
@@ -392,9 +394,9 @@ public actor KubernetesInventory: InventorySource {
                     published = annotations
                     publishedAt = .now
                     backoff.reset()
-                    problems[.events] = nil
+                    publishingProblem = nil
                 } catch {
-                    problems[.events] = "the annotations of Node \(nodeName) cannot be written: \(error)"
+                    publishingProblem = "the annotations of Node \(nodeName) cannot be written: \(error)"
                     logger.warning("publishing failed", metadata: ["error": "\(error)"])
                     try? await Task.sleep(for: backoff.wait(atLeast: (error as? APIError)?.retryAfter))
                 }
@@ -477,11 +479,8 @@ public actor KubernetesInventory: InventorySource {
             (
                 "default",
                 .make(
-                    (
-                        "apiVersion",
-                        .string(
-                            (source == .culvert ? Resource.egressPolicies : .ciliumEgressGatewayPolicies).apiVersion)
-                    ), ("kind", .string(source.rawValue)), ("name", .string(name)))
+                    ("apiVersion", .string(Resource.policies(source).apiVersion)), ("kind", .string(source.rawValue)),
+                    ("name", .string(name)))
             )
         }
     }
@@ -496,14 +495,14 @@ public actor KubernetesInventory: InventorySource {
     /// Writes the inventory to disk once it is whole, and then a minute after a change at the latest.
     private func keepCache() async {
         while !Task.isCancelled {
-            let isWhole = cachedAt == nil && listed.count == KubernetesInventory.watched.count
+            let isWhole = cachedAt == nil && isComplete
             if isWhole && isCacheStale { saveCache() }
             try? await Task.sleep(for: isWhole ? .seconds(60) : .milliseconds(100))
         }
     }
 
     public func saveCache() {
-        guard let cachePath, listed.count == KubernetesInventory.watched.count else { return }
+        guard let cachePath, isComplete else { return }
         isCacheStale = false
         var objects = KubernetesInventory.watched.flatMap { resource in
             (entries[resource] ?? [:]).sorted { $0.key < $1.key }.flatMap(\.value.objects)
@@ -518,21 +517,19 @@ public actor KubernetesInventory: InventorySource {
     private func loadCache() -> Bool {
         guard let cachePath, let (objects, date) = InventoryCache.read(cachePath) else { return false }
         for object in objects {
-            let (resource, key): (Resource, String) =
-                switch object {
-                case .node(let node), .publishedNode(let node): (.nodes, "/" + node.name)
-                case .ciliumNode(let node): (.ciliumNodes, "/" + node.name)
-                case .pod(let pod): (.pods, pod.namespace + "/" + pod.name)
-                case .namespace(let name, _): (.namespaces, "/" + name)
-                case .policy(let policy):
-                    (policy.source == .culvert ? .egressPolicies : .ciliumEgressGatewayPolicies, "/" + policy.name)
-                case .peer(let peer): (.peers, "/" + peer.name)
-                case .ciliumConfig(let data):
-                    {
-                        known.cilium = known.cilium ?? CiliumSettings(data: data)
-                        return (.configMaps, "/cilium-config")
-                    }()
-                }
+            let (resource, key): (Resource, String)
+            switch object {
+            case .node(let node), .publishedNode(let node): (resource, key) = (.nodes, "/" + node.name)
+            case .ciliumNode(let node): (resource, key) = (.ciliumNodes, "/" + node.name)
+            case .pod(let pod): (resource, key) = (.pods, pod.namespace + "/" + pod.name)
+            case .namespace(let name, _): (resource, key) = (.namespaces, "/" + name)
+            case .policy(let policy):
+                (resource, key) = (Resource.policies(policy.source), "/" + policy.name)
+            case .peer(let peer): (resource, key) = (.peers, "/" + peer.name)
+            case .ciliumConfig(let data):
+                known.cilium = known.cilium ?? CiliumSettings(data: data)
+                continue
+            }
             if !listed.contains(resource) { entries[resource, default: [:]][key] = Entry(objects: [object]) }
         }
         for resource in KubernetesInventory.watched { refresh(resource, Set((entries[resource] ?? [:]).keys)) }
@@ -548,7 +545,7 @@ public actor KubernetesInventory: InventorySource {
     public func status() -> JSON {
         var members = [
             JSON.Member("source", .string("kubernetes")), JSON.Member("server", .string(client.access.server)),
-            JSON.Member("synchronized", .bool(listed.count == KubernetesInventory.watched.count)),
+            JSON.Member("synchronized", .bool(isComplete)),
         ]
         if let cachedAt {
             members.append(.init("fromDiskSeconds", .integer(Int64(Date().timeIntervalSince(cachedAt)))))
@@ -567,7 +564,9 @@ public actor KubernetesInventory: InventorySource {
                         }
                     })))
         members.append(
-            .init("problems", .array(problems.values.filter { !$0.isEmpty }.sorted().map { .string($0) })))
+            .init(
+                "problems",
+                .array((problems.values + [publishingProblem].compactMap { $0 }).sorted().map { .string($0) })))
         return .object(members)
     }
 }

@@ -1,3 +1,6 @@
+import Jansson
+import Model
+
 /// A resource of the API server.
 public struct Resource: Hashable, Sendable, CustomStringConvertible {
     public let group: String
@@ -25,6 +28,20 @@ public struct Resource: Hashable, Sendable, CustomStringConvertible {
         "cilium.io", "v2", "ciliumegressgatewaypolicies", "CiliumEgressGatewayPolicy")
     public static let egressPolicies = Resource("culvert.dev", "v1alpha1", "egresspolicies", "EgressPolicy")
     public static let peers = Resource("kilo.squat.ai", "v1alpha1", "peers", "Peer")
+
+    /// The policies of one kind.
+    static func policies(_ source: EgressPolicy.Source) -> Resource {
+        source == .culvert ? egressPolicies : ciliumEgressGatewayPolicies
+    }
+
+    /// The object with the resource's own apiVersion and kind: lists of built-in resources leave them out, and metadata has
+    /// others.
+    func stamp(_ object: JSON) -> JSON {
+        guard let members = object.members else { return object }
+        return .object(
+            [.init("apiVersion", .string(apiVersion)), .init("kind", .string(kind))]
+                + members.filter { $0.key != "kind" && $0.key != "apiVersion" })
+    }
 
     public var apiVersion: String { group.isEmpty ? version : "\(group)/\(version)" }
     public var description: String { group.isEmpty ? plural : "\(plural).\(group)" }

@@ -111,15 +111,12 @@ struct ResourceWatch: Sendable {
             })
     }
 
-    /// Less what nobody here reads, so that thousands of objects take little room while they wait. Lists of built-in
-    /// resources leave kind and apiVersion out, and metadata has kinds of its own.
+    /// Less what nobody here reads, so that thousands of objects take little room while they wait.
     private func reduced(_ object: JSON) -> JSON {
-        guard let members = object.members else { return object }
-        var kept = members.filter { $0.key != "kind" && $0.key != "apiVersion" }
-        if let index = kept.firstIndex(where: { $0.key == "metadata" }), let metadata = kept[index].value.members {
-            kept[index].value = .object(metadata.filter { $0.key != "managedFields" && $0.key != "ownerReferences" })
-        }
-        return .object(
-            [.init("apiVersion", .string(resource.apiVersion)), .init("kind", .string(resource.kind))] + kept)
+        guard let metadata = object["metadata"]?.members else { return resource.stamp(object) }
+        return resource.stamp(
+            object.setting(
+                "metadata",
+                to: .object(metadata.filter { $0.key != "managedFields" && $0.key != "ownerReferences" })))
     }
 }

@@ -75,13 +75,13 @@ public struct MeshTopology: Sendable {
         node.mesh.location ?? node.labels[configuration.topologyLabel] ?? ""
     }
 
-    /// A node without a private address is a location of its own, and so is one whose granularity is `full`.
     private func isOnItsOwn(_ node: Node) -> Bool {
         // Kilo's nodes have one granularity, each of them the one that it was started with.
         let own = configuration.kiloInterop ? nil : node.mesh.granularity
         return node.mesh.privateAddress == nil || (own ?? configuration.granularity) == .full
     }
 
+    /// A node without a private address is a location of its own, and so is one whose granularity is `full`.
     public func segmentKey(_ node: Node) -> String {
         isOnItsOwn(node) ? "node:\(node.name)" : "location:\(location(of: node))"
     }
@@ -109,8 +109,9 @@ public struct MeshTopology: Sendable {
 
     /// What Kilo takes for a public address: one that is in no network of RFC 1918.
     private static func isPublicToKilo(_ address: IPAddress) -> Bool {
-        !["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"].contains { IPNetwork($0)?.contains(address) == true }
+        !privateToKilo.contains { $0.contains(address) }
     }
+    private static let privateToKilo = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"].compactMap { IPNetwork($0) }
 
     /// Where other locations find the node: what it says, else its external, else its private address.
     public static func endpoint(of node: Node, port: UInt16) -> Endpoint? {

@@ -11,18 +11,18 @@ public final class UserspaceWireGuard: WireGuardControl {
     /// Where such programs put their sockets, `NAME.sock`.
     public static let directory = "/var/run/wireguard"
     private let directory: String
-    /// The device's public key follows from the private one, which only its owner can tell apart from others.
-    private let isOwnKey: ([UInt8]) -> WireGuardKey?
+    /// The device's public key, which follows from the private one that the socket tells.
+    private let publicKey: ([UInt8]) -> WireGuardKey?
 
     /// - Parameter publicKey: the public key of a private key, nil where it is no key.
     public init(directory: String = UserspaceWireGuard.directory, publicKey: @escaping ([UInt8]) -> WireGuardKey?) {
         self.directory = directory
-        isOwnKey = publicKey
+        self.publicKey = publicKey
     }
 
     public func device(_ name: String) throws -> WireGuardStatus? {
         let reply = try exchange(name, UserspaceProtocol.get)
-        return try UserspaceProtocol.status(reply, publicKey: isOwnKey)
+        return try UserspaceProtocol.status(reply, publicKey: publicKey)
     }
 
     public func configure(_ name: String, privateKey: [UInt8], listenPort: UInt16) throws {

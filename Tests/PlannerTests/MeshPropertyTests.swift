@@ -7,18 +7,7 @@ import Testing
 
 /// Random meshes, and packets that are walked through the plans of all their nodes.
 @Suite struct MeshPropertyTests {
-    /// Sebastiano Vigna's SplitMix64, so that a failure can be run again by its seed.
-    struct Random: RandomNumberGenerator {
-        var state: UInt64
-        mutating func next() -> UInt64 {
-            state &+= 0x9E37_79B9_7F4A_7C15
-            var z = state
-            z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-            z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-            return z ^ (z >> 31)
-        }
-        mutating func chance(_ percent: Int) -> Bool { Int.random(in: 0..<100, using: &self) < percent }
-    }
+    typealias Random = SeededGenerator
 
     struct World {
         var inventory = Inventory()
@@ -26,7 +15,7 @@ import Testing
     }
 
     static func world(_ seed: UInt64) -> World {
-        var random = Random(state: seed)
+        var random = Random(seed: seed)
         var world = World()
         world.configuration.mesh.enabled = true
         world.configuration.mesh.strategy = MeshConfiguration.Strategy.allCases.randomElement(using: &random) ?? .always
@@ -227,7 +216,7 @@ import Testing
     @Test(arguments: seeds) func theOrderOfAnInventoryDoesNotMatter(_ block: Int) {
         for seed in UInt64(block * 25)..<UInt64(block * 25 + 25) {
             let world = Self.world(seed)
-            var random = Random(state: seed ^ 0xABCD)
+            var random = Random(seed: seed ^ 0xABCD)
             var other = world
             other.inventory.nodes = [:]
             other.inventory.nodes.reserveCapacity(Int.random(in: 1...300, using: &random))
@@ -258,4 +247,8 @@ import Testing
             }
         }
     }
+}
+
+extension SeededGenerator {
+    mutating func chance(_ percent: Int) -> Bool { Int.random(in: 0..<100, using: &self) < percent }
 }
