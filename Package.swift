@@ -22,6 +22,11 @@ let toolchain: String = {
 
 let janssonStatic: [LinkerSetting] = [.unsafeFlags(["-Xlinker", "-l:libjansson.a"])]
 
+let clusterClient: [Target.Dependency] = [
+    .product(name: "AsyncHTTPClient", package: "async-http-client"),
+    .product(name: "NIOCore", package: "swift-nio"), .product(name: "Logging", package: "swift-log"),
+]
+
 let package = Package(
     name: "culvert",
     products: [
@@ -70,23 +75,21 @@ let package = Package(
         .target(name: "WireGuard", dependencies: ["Model", "Netlink", "CMnl", "CLinux"]),
         .target(
             name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", .product(name: "Yams", package: "Yams")]),
+        // What both clients of a cluster's servers share.
+        .target(
+            name: "ClusterTransport",
+            dependencies: [
+                "CLinux", .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOSSL", package: "swift-nio-ssl"),
+            ]),
+        .target(
+            name: "Etcd", dependencies: ["ClusterTransport", "Inventory", "Model", "Jansson"] + clusterClient),
         .target(
             name: "Kubernetes",
             dependencies: [
-                "Inventory", "Model", "Jansson", "CLinux",
-                .product(name: "AsyncHTTPClient", package: "async-http-client"),
-                .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOHTTP1", package: "swift-nio"),
-                .product(name: "NIOSSL", package: "swift-nio-ssl"),
-                .product(name: "Logging", package: "swift-log"),
-            ]),
-        .target(
-            name: "Etcd",
-            dependencies: [
-                "Inventory", "Model", "Jansson", "CLinux",
-                .product(name: "AsyncHTTPClient", package: "async-http-client"),
-                .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOSSL", package: "swift-nio-ssl"),
-                .product(name: "Logging", package: "swift-log"),
-            ]),
+                "ClusterTransport", "Inventory", "Model", "Jansson", "CLinux",
+                .product(name: "NIOHTTP1", package: "swift-nio"),
+            ] + clusterClient),
         .target(name: "Planner", dependencies: ["Model", "Jansson"]),
         .target(
             name: "Datapath",
@@ -122,7 +125,10 @@ let package = Package(
         .executableTarget(
             name: "culvert-bench", dependencies: ["Datapath", "Planner", "Model", "CLinux"], path: "Benchmarks/Bench"),
         .target(
-            name: "TestSupport", dependencies: ["CLinux", "Jansson", "Model", "Planner", "Inventory"],
+            name: "TestSupport",
+            dependencies: [
+                "CLinux", "Jansson", "Model", "Planner", "Inventory", .product(name: "Logging", package: "swift-log"),
+            ],
             path: "Tests/TestSupport"),
         .testTarget(
             name: "PlannerTests",
@@ -140,7 +146,7 @@ let package = Package(
         .testTarget(
             name: "KubernetesTests",
             dependencies: [
-                "Kubernetes", "Inventory", "Model", "Jansson", "CLinux", "TestSupport",
+                "ClusterTransport", "Kubernetes", "Inventory", "Model", "Jansson", "CLinux", "TestSupport",
                 .product(name: "Logging", package: "swift-log"),
             ]),
         .testTarget(

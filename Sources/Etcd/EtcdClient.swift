@@ -1,8 +1,8 @@
 import AsyncHTTPClient
+import ClusterTransport
 import Foundation
 import Jansson
 import NIOCore
-import NIOSSL
 
 /// etcd's API version 3, by its JSON gateway (etcd documentation, "Why gRPC gateway"): ranges and watches.
 final class EtcdClient: Sendable {
@@ -26,22 +26,14 @@ final class EtcdClient: Sendable {
 
     init(_ settings: EtcdConfiguration, idleSeconds: Int64) throws {
         endpoints = settings.endpoints
-        var configuration = HTTPClient.Configuration()
-        var tls = TLSConfiguration.makeClientConfiguration()
+        var identity: TransportSecurity.Identity?
+        if let chain = settings.certificate, let key = settings.key { identity = .init(chain: chain, key: key) }
+        let configuration: HTTPClient.Configuration
         do {
-            if let authority = settings.certificateAuthority {
-                tls.trustRoots = .certificates(try NIOSSLCertificate.fromPEMBytes(authority))
-            }
-            if let chain = settings.certificate, let key = settings.key {
-                tls.certificateChain = try NIOSSLCertificate.fromPEMBytes(chain).map { .certificate($0) }
-                tls.privateKey = .privateKey(try NIOSSLPrivateKey(bytes: key, format: .pem))
-            }
+            configuration = try TransportSecurity(
+                certificateAuthority: settings.certificateAuthority, identity: identity
+            ).configuration(connectSeconds: 3, idleSeconds: idleSeconds)
         } catch { throw EtcdConfiguration.Failure(description: "etcd's certificates are no PEM: \(error)") }
-        configuration.tlsConfiguration = tls
-        configuration.timeout = .init(connect: .seconds(3), read: .seconds(idleSeconds))
-        configuration.redirectConfiguration = .disallow
-        // The gateway speaks HTTP/1.1 on every etcd.
-        configuration.httpVersion = .http1Only
         http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
     }
 
@@ -121,15 +113,10 @@ final class EtcdClient: Sendable {
                     ("start_revision", .string("\(revision)")), ("progress_notify", .bool(true)))
             ))
         let response = try await post(endpoint, "/v3/watch", request, seconds: 24 * 3600)
-        var rest: [UInt8] = []
-        let silence = HTTPClientError.readTimeout
+        var lines = LineReader(limit: 16 * 1024 * 1024)
         do {
             for try await part in response.body {
-                rest += part.readableBytesView
-                while let end = rest.firstIndex(of: 10) {
-                    let line = Array(rest[..<end])
-                    rest.removeSubrange(...end)
-                    if line.isEmpty { continue }
+                for line in try lines.take(part.readableBytesView) {
                     guard let answer = try? JSON.parse(line) else {
                         throw Failure(description: "\(endpoint): the watch sent a line that is not JSON")
                     }
@@ -155,11 +142,8 @@ final class EtcdClient: Sendable {
                     }
                     try await body(events, now)
                 }
-                guard rest.count < 16 * 1024 * 1024 else {
-                    throw Failure(description: "\(endpoint): a line of the watch does not end")
-                }
             }
-        } catch let error as HTTPClientError where error == silence {
+        } catch let error as HTTPClientError where error == .readTimeout {
             // Nothing has happened for a while, and nobody says whether anybody is there: from there on once more.
         }
     }

@@ -1,4 +1,4 @@
-import CLinux
+import ClusterTransport
 import Foundation
 import Inventory
 import Jansson
@@ -38,12 +38,11 @@ public struct EtcdConfiguration: Equatable, Sendable {
         }
         func file(_ key: String, isSecret: Bool = false) throws(Failure) -> [UInt8]? {
             guard let name = root[key]?.string, !name.isEmpty else { return nil }
-            var status = stat()
-            guard stat(name, &status) == 0, let data = FileManager.default.contents(atPath: name) else {
-                throw Failure(description: "\(path): \(key) \(name) cannot be read")
+            if isSecret {
+                do { return try SecretFile.contents(name) } catch { throw Failure(description: error.description) }
             }
-            guard !isSecret || status.st_mode & 0o004 == 0 else {
-                throw Failure(description: "\(name): holds a secret and can be read by everybody: chmod 600 \(name)")
+            guard let data = FileManager.default.contents(atPath: name) else {
+                throw Failure(description: "\(path): \(key) \(name) cannot be read")
             }
             return [UInt8](data)
         }

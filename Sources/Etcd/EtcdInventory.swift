@@ -1,3 +1,4 @@
+import ClusterTransport
 import Foundation
 import Inventory
 import Jansson
@@ -84,7 +85,7 @@ public actor EtcdInventory: InventorySource {
 
     /// Reads everything with a prefix and follows it from there on, at one member after the other.
     private nonisolated func follow(_ cluster: String, _ client: EtcdClient, prefix: String) async {
-        var wait = 0.2
+        var backoff = Backoff(ceiling: ceiling)
         var turn = 0
         var next: Int64?
         while !Task.isCancelled {
@@ -108,18 +109,16 @@ public actor EtcdInventory: InventorySource {
                 }
                 // A watch that ends by itself goes on where it was, but not in a hurry.
                 try await Task.sleep(for: .milliseconds(500))
-                if hasBegun { wait = 0.2 }
+                if hasBegun { backoff.reset() }
             } catch {
-                if hasBegun { wait = 0.2 }
+                if hasBegun { backoff.reset() }
                 if Task.isCancelled { return }
                 if (error as? EtcdClient.Failure)?.isGone == true { next = nil }
                 // The next member of the cluster may be there.
                 turn += 1
                 await fails(cluster, "\(error)")
                 let isLastOfRound = turn % client.endpoints.count == 0
-                let milliseconds = isLastOfRound ? Int64(wait * Double.random(in: 500...1000)) : 50
-                try? await Task.sleep(for: .milliseconds(milliseconds))
-                if isLastOfRound { wait = min(wait * 2, ceiling) }
+                try? await Task.sleep(for: isLastOfRound ? backoff.wait() : .milliseconds(50))
             }
         }
     }

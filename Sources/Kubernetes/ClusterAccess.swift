@@ -1,4 +1,5 @@
 import CLinux
+import ClusterTransport
 import Foundation
 import Inventory
 import Jansson
@@ -77,7 +78,7 @@ public struct ClusterAccess: Equatable, Sendable {
     public static func kubeconfig(
         _ path: String, context: String? = nil, server: String? = nil
     ) throws(Failure) -> ClusterAccess {
-        let text = String(decoding: try SecretFile.contents(path), as: UTF8.self)
+        let text = String(decoding: try secret(path), as: UTF8.self)
         let root: JSON
         do {
             guard let document = try YAMLDocuments.parse(text).first?.value, document.members != nil else {
@@ -101,7 +102,7 @@ public struct ClusterAccess: Equatable, Sendable {
             throw Failure("\(path): cluster \"\(chosen["cluster"]?.string ?? "")\" has no server")
         }
         /// A value that is in the file itself in base64, or in a file of its own.
-        func bytes(_ object: JSON, _ key: String, secret: Bool) throws(Failure) -> [UInt8]? {
+        func bytes(_ object: JSON, _ key: String, isSecret: Bool) throws(Failure) -> [UInt8]? {
             if let data = object["\(key)-data"]?.string {
                 guard let decoded = Data(base64Encoded: data) else {
                     throw Failure("\(path): \(key)-data is not base64")
@@ -110,19 +111,19 @@ public struct ClusterAccess: Equatable, Sendable {
             }
             guard let file = object[key]?.string else { return nil }
             let whole = file.hasPrefix("/") ? file : base + "/" + file
-            if secret { return try SecretFile.contents(whole) }
+            if isSecret { return try secret(whole) }
             guard let data = FileManager.default.contents(atPath: whole) else {
                 throw Failure("\(path): \(key) \(whole) cannot be read")
             }
             return [UInt8](data)
         }
         var access = ClusterAccess(
-            server: address, certificateAuthority: try bytes(cluster, "certificate-authority", secret: false))
+            server: address, certificateAuthority: try bytes(cluster, "certificate-authority", isSecret: false))
         access.skipsVerification = cluster["insecure-skip-tls-verify"]?.bool ?? false
         guard let user = chosen["user"]?.string else { return access }
         let who = try entry("users", user, "user")
-        if let chain = try bytes(who, "client-certificate", secret: false) {
-            guard let key = try bytes(who, "client-key", secret: true) else {
+        if let chain = try bytes(who, "client-certificate", isSecret: false) {
+            guard let key = try bytes(who, "client-key", isSecret: true) else {
                 throw Failure("\(path): user \"\(user)\" has a client-certificate and no client-key")
             }
             access.credential = .certificate(chain: chain, key: key)
@@ -130,7 +131,7 @@ public struct ClusterAccess: Equatable, Sendable {
             access.credential = .token(token)
         } else if let file = who["tokenFile"]?.string {
             let whole = file.hasPrefix("/") ? file : base + "/" + file
-            _ = try SecretFile.contents(whole)
+            _ = try secret(whole)
             access.credential = .tokenFile(whole)
         } else if let exec = who["exec"] {
             access.credential = .exec(try ExecCredentialPlugin(exec, path: path, base: base))
@@ -140,19 +141,8 @@ public struct ClusterAccess: Equatable, Sendable {
         }
         return access
     }
-}
 
-/// A file that holds a secret.
-enum SecretFile {
-    /// - Throws: where it cannot be read, or where everybody can read it.
-    static func contents(_ path: String) throws(ClusterAccess.Failure) -> [UInt8] {
-        var status = stat()
-        guard stat(path, &status) == 0, let data = FileManager.default.contents(atPath: path) else {
-            throw ClusterAccess.Failure("\(path): cannot be read: \(String(cString: strerror(culvert_errno())))")
-        }
-        guard status.st_mode & 0o004 == 0 else {
-            throw ClusterAccess.Failure("\(path): holds a secret and can be read by everybody: chmod 600 \(path)")
-        }
-        return [UInt8](data)
+    private static func secret(_ path: String) throws(Failure) -> [UInt8] {
+        do { return try SecretFile.contents(path) } catch { throw Failure(error.description) }
     }
 }

@@ -1,9 +1,9 @@
 import AsyncHTTPClient
+import ClusterTransport
 import Foundation
 import Jansson
 import NIOCore
 import NIOHTTP1
-import NIOSSL
 
 /// Why the API server did not do what it was asked.
 public struct APIError: Error, CustomStringConvertible {
@@ -47,25 +47,17 @@ public final class KubernetesClient: Sendable {
     public init(access: ClusterAccess, userAgent: String, idleSeconds: Int64 = 150) throws {
         self.access = access
         self.userAgent = userAgent
-        var configuration = HTTPClient.Configuration()
-        var tls = TLSConfiguration.makeClientConfiguration()
+        var identity: TransportSecurity.Identity?
+        if case .certificate(let chain, let key) = access.credential { identity = .init(chain: chain, key: key) }
+        var configuration: HTTPClient.Configuration
         do {
-            if let authority = access.certificateAuthority {
-                tls.trustRoots = .certificates(try NIOSSLCertificate.fromPEMBytes(authority))
-            }
-            if access.skipsVerification { tls.certificateVerification = .none }
-            if case .certificate(let chain, let key) = access.credential {
-                tls.certificateChain = try NIOSSLCertificate.fromPEMBytes(chain).map { .certificate($0) }
-                tls.privateKey = .privateKey(try NIOSSLPrivateKey(bytes: key, format: .pem))
-            }
+            configuration = try TransportSecurity(
+                certificateAuthority: access.certificateAuthority, identity: identity,
+                skipsVerification: access.skipsVerification
+            ).configuration(connectSeconds: 10, idleSeconds: idleSeconds)
         } catch { throw ClusterAccess.Failure("the certificates for \(access.server) are no PEM: \(error)") }
-        configuration.tlsConfiguration = tls
-        configuration.timeout = .init(connect: .seconds(10), read: .seconds(idleSeconds))
         configuration.decompression = .enabled(limit: .size(KubernetesClient.maximumAnswer))
-        // Each watch has a connection of its own, so that one that the network has forgotten takes no other with it.
-        configuration.httpVersion = .http1Only
         configuration.connectionPool.concurrentHTTP1ConnectionsPerHostSoftLimit = 32
-        configuration.redirectConfiguration = .disallow
         http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
         credentials = Credentials(access.credential)
     }
@@ -224,32 +216,5 @@ private actor Credentials {
             known = (fresh.token, fresh.expires?.addingTimeInterval(-10) ?? .distantFuture)
             return fresh.token
         }
-    }
-}
-
-/// Cuts a stream into lines.
-struct LineReader {
-    private var rest: [UInt8] = []
-    private let limit: Int
-    init(limit: Int) { self.limit = limit }
-    var isEmpty: Bool { rest.isEmpty }
-
-    /// The lines that are complete with this part of the stream, without empty ones.
-    ///
-    /// - Throws: where a line is longer than the limit.
-    mutating func take(_ part: some Collection<UInt8>) throws -> [[UInt8]] {
-        var lines: [[UInt8]] = []
-        var start = part.startIndex
-        while let end = part[start...].firstIndex(of: 10) {
-            rest += part[start..<end]
-            if !rest.isEmpty { lines.append(rest) }
-            rest.removeAll(keepingCapacity: true)
-            start = part.index(after: end)
-        }
-        rest += part[start...]
-        guard rest.count <= limit else {
-            throw APIError(code: 0, message: "a line of a watch has more than \(limit) bytes")
-        }
-        return lines
     }
 }

@@ -1,4 +1,4 @@
-import CLinux
+import ClusterTransport
 import Foundation
 import Inventory
 import Jansson

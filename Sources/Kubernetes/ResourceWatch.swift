@@ -1,3 +1,4 @@
+import ClusterTransport
 import Jansson
 import Logging
 

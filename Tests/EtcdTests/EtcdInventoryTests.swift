@@ -11,12 +11,6 @@ import Testing
 
 /// Against a real etcd, of one and of three members.
 @Suite(.serialized) struct EtcdInventoryTests {
-    static let quiet: Logger = {
-        var logger = Logger(label: "test")
-        logger.logLevel = .critical
-        return logger
-    }()
-
     /// Members on loopback, of this test's own.
     final class Store {
         let directory: String
@@ -116,7 +110,7 @@ import Testing
         let inventory = try EtcdInventory(
             clusters: [.init(name: "default", configuration: try store.configuration)]
                 + others.map { .init(name: $0.0, configuration: try $0.1.configuration) },
-            directory: directory, idleSeconds: 5, ceiling: 1, logger: quiet)
+            directory: directory, idleSeconds: 5, ceiling: 1, logger: .quiet)
         await inventory.start()
         return inventory
     }

@@ -1,3 +1,4 @@
+import ClusterTransport
 import Foundation
 import TestSupport
 import Testing
@@ -135,7 +136,7 @@ import Testing
         #expect(try reader.take(Array("{1".utf8)).isEmpty)
         #expect(try reader.take(Array("}\n\n{2}\n{3".utf8)) == [Array("{1}".utf8), Array("{2}".utf8)])
         #expect(!reader.isEmpty)
-        #expect(throws: APIError.self) { try reader.take([UInt8](repeating: 65, count: 20)) }
+        #expect(throws: LineReader.TooLong.self) { try reader.take([UInt8](repeating: 65, count: 20)) }
     }
 
     @Test func waitingTimesGrowToACeilingAndAreNeverTheSame() {

@@ -10,12 +10,6 @@ import Testing
 
 /// Against the stand-in API server.
 @Suite(.serialized) struct KubernetesInventoryTests {
-    static let quiet: Logger = {
-        var logger = Logger(label: "test")
-        logger.logLevel = .critical
-        return logger
-    }()
-
     /// A server, and the inventory of node n0 that follows it.
     final class Cluster {
         let server: APIServer
@@ -41,7 +35,7 @@ import Testing
             inventory = KubernetesInventory(
                 client: client, nodeName: "n0", cachePath: cache ? "\(directory)/inventory.json" : nil,
                 readsWholeNodes: true, ceiling: 1,
-                logger: quiet)
+                logger: .quiet)
         }
 
         func make(_ steps: [ClusterContent.Step]) {
@@ -248,7 +242,7 @@ import Testing
         let client = try KubernetesClient(
             access: ClusterAccess(server: "http://127.0.0.1:9", credential: .none), userAgent: "test")
         let second = KubernetesInventory(
-            client: client, nodeName: "n0", cachePath: path, ceiling: 1, logger: Self.quiet)
+            client: client, nodeName: "n0", cachePath: path, ceiling: 1, logger: .quiet)
         await second.start(patience: 0.3)
         #expect(cluster.same(await second.inventory(), cluster.content.expected(on: "n0")))
         let status = await second.status()
@@ -263,7 +257,7 @@ import Testing
         let client = try KubernetesClient(
             access: ClusterAccess(server: cluster.server.url, credential: .tokenFile(cluster.tokenFile)),
             userAgent: "metadata")
-        let inventory = KubernetesInventory(client: client, nodeName: "n0", cachePath: nil, logger: Self.quiet)
+        let inventory = KubernetesInventory(client: client, nodeName: "n0", cachePath: nil, logger: .quiet)
         await inventory.start()
         let node = await inventory.inventory().nodes["n2"]
         #expect(node?.labels == ["zone": "z1"] && node?.mesh.location == "l1")

@@ -1,20 +1,20 @@
 /// Waiting times that grow, with a ceiling, and are never the same on two nodes.
-struct Backoff {
+public struct Backoff: Sendable {
     /// Seconds.
-    private(set) var next: Double
+    public private(set) var next: Double
     private let first: Double
     private let ceiling: Double
 
-    init(first: Double = 0.2, ceiling: Double = 30) {
+    public init(first: Double = 0.2, ceiling: Double = 30) {
         self.first = first
         self.ceiling = ceiling
         next = first
     }
 
-    mutating func reset() { next = first }
+    public mutating func reset() { next = first }
 
     /// How long to wait now: half to all of the time whose turn it is, and never less than the server asks for.
-    mutating func wait(atLeast asked: Double? = nil) -> Duration {
+    public mutating func wait(atLeast asked: Double? = nil) -> Duration {
         let seconds = max(next * Double.random(in: 0.5...1), min(asked ?? 0, 300))
         next = min(next * 2, ceiling)
         return .milliseconds(Int64(seconds * 1000))

@@ -1,0 +1,49 @@
+import AsyncHTTPClient
+import NIOCore
+import NIOSSL
+
+/// How a client of the cluster's own servers connects: whom it believes and who it is.
+public struct TransportSecurity: Sendable {
+    /// PEM.
+    public struct Identity: Sendable {
+        let chain: [UInt8]
+        let key: [UInt8]
+        public init(chain: [UInt8], key: [UInt8]) {
+            self.chain = chain
+            self.key = key
+        }
+    }
+
+    /// PEM; nil: the system's.
+    let certificateAuthority: [UInt8]?
+    let identity: Identity?
+    let skipsVerification: Bool
+
+    public init(certificateAuthority: [UInt8]?, identity: Identity?, skipsVerification: Bool = false) {
+        self.certificateAuthority = certificateAuthority
+        self.identity = identity
+        self.skipsVerification = skipsVerification
+    }
+
+    /// HTTP/1.1 without redirects. Each watch has a connection of its own, so that one that the network has forgotten takes
+    /// no other with it; and etcd's gateway speaks nothing else.
+    ///
+    /// - Throws: where something is no PEM.
+    public func configuration(connectSeconds: Int64, idleSeconds: Int64) throws -> HTTPClient.Configuration {
+        var tls = TLSConfiguration.makeClientConfiguration()
+        if let certificateAuthority {
+            tls.trustRoots = .certificates(try NIOSSLCertificate.fromPEMBytes(certificateAuthority))
+        }
+        if skipsVerification { tls.certificateVerification = .none }
+        if let identity {
+            tls.certificateChain = try NIOSSLCertificate.fromPEMBytes(identity.chain).map { .certificate($0) }
+            tls.privateKey = .privateKey(try NIOSSLPrivateKey(bytes: identity.key, format: .pem))
+        }
+        var configuration = HTTPClient.Configuration()
+        configuration.tlsConfiguration = tls
+        configuration.timeout = .init(connect: .seconds(connectSeconds), read: .seconds(idleSeconds))
+        configuration.httpVersion = .http1Only
+        configuration.redirectConfiguration = .disallow
+        return configuration
+    }
+}
