@@ -45,6 +45,8 @@ unshare --net "$bin/culvert-bench" routes
 # 5,000 nodes in the API: memory, processor time, and how soon a change is in the kernel.
 "$root/Tests/Lab/lab.sh" up "${P}k" "$D/k"
 mkdir "$D/api"
+# The node is a gateway, and has a pod with a policy: what each needs of every other node is kept up to date.
+sed 's/zone: z3/zone: z1/' "$D/inventory/policy.yaml" > "$D/k/inventory/policy.yaml"
 /usr/bin/python3 "$root/Tests/StandIn/apiserver.py" --listen 127.0.0.1:0 --unix "$D/api/unix" --ready-file "$D/api/url" \
     --objects "$D/k/inventory" --history 20000 > "$D/api/log" 2>&1 &
 api=$!
@@ -61,6 +63,7 @@ chmod 600 "$D/k/kubeconfig"
 chown 65534 "$D/k/kubeconfig"
 printf 'encapsulation: {protocol: vxlan}\ninventory: {source: kubernetes, kubeconfig: %s}\n' "$D/k/kubeconfig" > "$D/k/culvertd.yaml"
 LAB_CONFIG=$D/k/culvertd.yaml LAB_API=$D/api/unix "$root/Tests/Lab/lab.sh" helper "${P}k" "$D/k" n1
+"$root/Tests/Lab/lab.sh" pod "${P}k" "$D/k" n1 k 10 app:shop > /dev/null
 ip netns exec "${P}k-n1" /usr/bin/python3 "$root/Benchmarks/watch.py" "$(cat "$D/k/n1.pid")" "$D/api/unix" || true
 # How long a lost DEL takes: from the link's end until the rule is gone.
 "$root/Tests/Lab/lab.sh" plugin "$P" "$D" n1 ADD a > /dev/null

@@ -3,7 +3,8 @@
 
     watch.py PID STAND_IN_SOCKET [NODES [SECONDS]]
 
-To be run in the network namespace of the helper, which follows the stand-in API server. One CiliumNode a second gets
+To be run in the network namespace of the helper, which follows the stand-in API server and is on a gateway with a pod
+that has a policy. One CiliumNode a second gets
 another address; the change is in the kernel when the kernel's own notification says so. Then the same number of changes
 that say nothing to Culvert, as the kubelets' reports of their nodes' state do.
 """
@@ -76,6 +77,11 @@ def in_kernel(what):
                           capture_output=True).returncode == 0
 
 
+def thrown():
+    """Routes of the pod's table that leave a node's address to its normal way."""
+    return subprocess.run(["ip", "route", "show", "table", "47000", "type", "throw"], capture_output=True).stdout.count(b"\n")
+
+
 for start in range(0, nodes, 500):
     batch = range(start, min(start + 500, nodes))
     control("apply", [node(n) for n in batch] + [cilium_node(n) for n in batch])
@@ -83,6 +89,7 @@ deadline = time.time() + 120
 while not in_kernel(address(nodes - 1)):
     assert time.time() < deadline, "the nodes do not reach the kernel"
     time.sleep(0.2)
+assert thrown() > nodes, "the pod has no policy"
 # Elements of the set that the kernel tells of, and when. (nft 1.0.6's own monitor crashes at our rules.)
 seen = {}
 NETLINK_NETFILTER, NFNLGRP_NFTABLES, NEW_ELEMENT = 12, 7, 10 << 8 | 12

@@ -16,7 +16,8 @@ enum Bench {
                 plugin: arguments[1], socket: arguments[2], namespace: arguments[3], address: arguments[4], rounds: 200)
         case "routes": try routes(rounds: 7)
         case "mesh": mesh()
-        default: print("usage: culvert-bench version|add|routes|mesh …")
+        case "egress": egress()
+        default: print("usage: culvert-bench version|add|routes|mesh|egress …")
         }
     }
 

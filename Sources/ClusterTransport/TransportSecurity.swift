@@ -3,9 +3,9 @@ import NIOCore
 import NIOSSL
 
 /// How a client of the cluster's own servers connects: whom it believes and who it is.
-public struct TransportSecurity: Sendable {
+public struct TransportSecurity: Equatable, Sendable {
     /// PEM.
-    public struct Identity: Sendable {
+    public struct Identity: Equatable, Sendable {
         let chain: [UInt8]
         let key: [UInt8]
         public init(chain: [UInt8], key: [UInt8]) {

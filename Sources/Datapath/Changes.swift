@@ -132,18 +132,6 @@ struct Changes {
         !lostNextHops.contains(hop.id) && observed.host.nextHops.contains { $0.id == hop.id }
     }
 
-    /// What the kernel allows only once.
-    private struct RouteKey: Hashable {
-        let table: UInt32
-        let destination: IPNetwork
-        let metric: UInt32
-        init(_ route: Route) {
-            table = route.table
-            destination = route.destination
-            metric = route.metric
-        }
-    }
-
     private mutating func planRoutes() {
         let lost = lostLinks.union(staleLinks)
         func isLost(_ route: Route) -> Bool {
@@ -153,32 +141,47 @@ struct Changes {
             case .throwOn, .unreachable: false
             }
         }
-        // Where nothing differs, which is the most frequent case, both lists are the same once they are in order, and
-        // the kernel's is nearly so; hashing every route costs many times that.
-        func isOrdered(_ a: Route, _ b: Route) -> Bool {
-            (a.table, a.destination, a.metric) < (b.table, b.destination, b.metric)
-        }
-        if lost.isEmpty, observed.host.routes.count == wanted.routes.count,
-            observed.host.routes == wanted.routes
-                || observed.host.routes.sorted(by: isOrdered) == wanted.routes.sorted(by: isOrdered)
-        {
-            return
-        }
         let present =
             lostNextHops.isEmpty && lost.isEmpty ? observed.host.routes : observed.host.routes.filter { !isLost($0) }
-        let before = Set(present)
-        let after = Set(wanted.routes)
-        let missing = wanted.routes.filter { !before.contains($0) }
-        let gone = present.filter { !after.contains($0) }
-        if missing.isEmpty {
-            staleRoutes = gone
-            return
+        // What was applied last is in order, as what is wanted is; the kernel's dump nearly so. One pass over both: hashing
+        // every route costs many times that.
+        let before = Changes.inOrder(present)
+        let after = Changes.inOrder(wanted.routes)
+        if before == after { return }
+        /// The routes from here on that the kernel takes for the same.
+        func run(_ routes: [Route], _ start: Int) -> ArraySlice<Route> {
+            var end = start
+            while end < routes.count, !Route.isBefore(routes[start], routes[end]) { end += 1 }
+            return routes[start..<end]
         }
-        let goneKeys = Set(gone.map(RouteKey.init))
-        let missingKeys = Set(missing.map(RouteKey.init))
-        newRoutes = missing.filter { !goneKeys.contains(RouteKey($0)) }
-        changedRoutes = missing.filter { goneKeys.contains(RouteKey($0)) }
-        staleRoutes = gone.filter { !missingKeys.contains(RouteKey($0)) }
+        var (old, new) = (0, 0)
+        while old < before.count || new < after.count {
+            if new == after.count || (old < before.count && Route.isBefore(before[old], after[new])) {
+                staleRoutes.append(before[old])
+                old += 1
+            } else if old == before.count || Route.isBefore(after[new], before[old]) {
+                newRoutes.append(after[new])
+                new += 1
+            } else if before[old] == after[new], old + 1 == before.count || !isSame(before[old], before[old + 1]),
+                new + 1 == after.count || !isSame(after[new], after[new + 1])
+            {
+                old += 1
+                new += 1
+            } else {
+                let (there, wanted) = (run(before, old), run(after, new))
+                let missing = wanted.filter { !there.contains($0) }
+                changedRoutes += missing
+                if missing.isEmpty { staleRoutes += there.filter { !wanted.contains($0) } }
+                old = there.endIndex
+                new = wanted.endIndex
+            }
+        }
+        func isSame(_ a: Route, _ b: Route) -> Bool { !Route.isBefore(a, b) && !Route.isBefore(b, a) }
+    }
+
+    private static func inOrder(_ routes: [Route]) -> [Route] {
+        zip(routes, routes.dropFirst()).allSatisfy { !Route.isBefore($1, $0) }
+            ? routes : routes.sorted(by: Route.isBefore)
     }
 
     /// Everything but the firewall, as commands.

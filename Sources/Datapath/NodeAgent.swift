@@ -51,6 +51,7 @@ public actor NodeAgent {
     /// Why WireGuard is not as planned; empty when it is.
     public private(set) var meshProblem = ""
     private var savedIDs = AssignedIDs()
+    private var nodeIndex = NodeIndex()
     private var lastProblems: [InventoryProblem] = []
     private var resolvedNames: [String: IPAddress] = [:]
     /// When this node last checked in with Kilo's nodes, seconds since 1970.
@@ -145,7 +146,7 @@ public actor NodeAgent {
             + Planner.adoptedAttachments(inventory: inventory, nodeName: settings.nodeName, attached: attached)
         plan = Planner.plan(
             configuration: settings.configuration, localFacts: facts, inventory: inventory, attachments: all,
-            previousIDs: plan.ids)
+            previousIDs: plan.ids, index: &nodeIndex)
         report.yield(policyReports)
         let withoutGateway = plan.policies.filter { $0.gateway == nil && $0.attachments > 0 && $0.problem != "" }
         if !withoutGateway.isEmpty {
@@ -229,9 +230,11 @@ public actor NodeAgent {
     public func inventoryChanged() async {
         let new = await source.inventory()
         guard new.revision.number >= inventory.revision.number, new != inventory else { return }
+        let own = inventory.nodes[settings.nodeName]
         inventory = new
         reportProblems()
-        try? refreshFacts()
+        // Of the inventory, facts depend on the own node (and with Kilo's nodes on who of them is there).
+        if own != inventory.nodes[settings.nodeName] || settings.configuration.mesh.kiloInterop { try? refreshFacts() }
         replan()
         reconcile(full: false)
         logger.info(

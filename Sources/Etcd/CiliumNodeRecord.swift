@@ -5,7 +5,9 @@ import Model
 
 /// A node as Cilium keeps it in its key-value store: `cilium/state/nodes/v1/<cluster>/<node>` (Cilium's pkg/node/types).
 struct CiliumNodeRecord: Equatable, Sendable {
-    static let prefix = "cilium/state/nodes/v1/"
+    static let statePrefix = "cilium/state/nodes/v1"
+    /// What kvstoremesh copies from other clusters.
+    static let cachePrefix = "cilium/cache/nodes/v1"
     /// Written every minute by Cilium's operator.
     static let heartbeatKey = "cilium/.heartbeat"
 
@@ -19,17 +21,23 @@ struct CiliumNodeRecord: Equatable, Sendable {
         let message: String
     }
 
-    /// - Parameter key: says cluster and name, which the value repeats.
-    init(key: String, value: [UInt8]) throws(Malformed) {
-        let parts = key.dropFirst(CiliumNodeRecord.prefix.count).split(
-            separator: "/", omittingEmptySubsequences: false)
-        guard parts.count == 2, !parts[0].isEmpty, !parts[1].isEmpty else {
-            throw Malformed(message: "the key is not cilium/state/nodes/v1/CLUSTER/NODE")
+    init(cluster: String, clusterID: Int64, node: Node, cilium: CiliumNode) {
+        self.cluster = cluster
+        self.clusterID = clusterID
+        self.node = node
+        self.cilium = cilium
+    }
+
+    /// - Parameters:
+    ///   - cluster: as the key says.
+    ///   - name: as the key says, and the value repeats.
+    init(cluster: String, name: String, value: [UInt8]) throws(Malformed) {
+        guard !name.isEmpty, !name.contains("/") else {
+            throw Malformed(message: "the key is not …/nodes/v1/CLUSTER/NODE")
         }
+        self.cluster = cluster
         let root: JSON
         do { root = try JSON.parse(value) } catch { throw Malformed(message: "is not JSON: \(error.description)") }
-        let name = String(parts[1])
-        cluster = String(parts[0])
         clusterID = root["ClusterID"]?.integer ?? 0
         guard root["Name"]?.string ?? name == name else {
             throw Malformed(message: "Name is \"\(root["Name"]?.string ?? "")\"")

@@ -22,22 +22,21 @@ final class EtcdClient: Sendable {
     }
 
     let endpoints: [String]
-    private let http: HTTPClient
+    private let client: RenewableClient
 
-    init(_ settings: EtcdConfiguration, idleSeconds: Int64) throws {
+    init(_ settings: EtcdConfiguration, idleSeconds: Int64, renewal: Duration = .seconds(60)) throws {
         endpoints = settings.endpoints
-        var identity: TransportSecurity.Identity?
-        if let chain = settings.certificate, let key = settings.key { identity = .init(chain: chain, key: key) }
-        let configuration: HTTPClient.Configuration
         do {
-            configuration = try TransportSecurity(
-                certificateAuthority: settings.certificateAuthority, identity: identity
-            ).configuration(connectSeconds: 3, idleSeconds: idleSeconds)
+            client = try RenewableClient(
+                settings.transportSecurity, connectSeconds: 3, idleSeconds: idleSeconds, interval: renewal,
+                reload: { try settings.reloaded().transportSecurity })
         } catch { throw EtcdConfiguration.Failure(description: "etcd's certificates are no PEM: \(error)") }
-        http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
     }
 
-    func shutdown() async { try? await http.shutdown() }
+    func shutdown() async { await client.shutdown() }
+
+    /// Why renewed certificates cannot be used; empty where they can.
+    var renewalProblem: String { client.problem }
 
     private static func base64(_ text: String) -> JSON { .string(Data(text.utf8).base64EncodedString()) }
 
@@ -48,15 +47,17 @@ final class EtcdClient: Sendable {
         return .string(Data(bytes).base64EncodedString())
     }
 
+    /// The answer, and what must be held until it is read.
     private func post(_ endpoint: String, _ path: String, _ body: JSON, seconds: Int64) async throws
-        -> HTTPClientResponse
+        -> (HTTPClientResponse, RenewableClient.Connection)
     {
         var request = HTTPClientRequest(url: endpoint + path)
         request.method = .POST
         request.headers.add(name: "Content-Type", value: "application/json")
         request.body = .bytes(body.bytes())
         let response: HTTPClientResponse
-        do { response = try await http.execute(request, timeout: .seconds(seconds)) } catch {
+        let connection = client.connection()
+        do { response = try await connection.http.execute(request, timeout: .seconds(seconds)) } catch {
             throw Failure(description: "\(endpoint) cannot be reached: \(error)")
         }
         guard response.status == .ok else {
@@ -65,7 +66,7 @@ final class EtcdClient: Sendable {
                 description:
                     "\(endpoint)\(path): \(response.status.code) \(text.map { String(buffer: $0).prefix(200) } ?? "")")
         }
-        return response
+        return (response, connection)
     }
 
     private static func entry(_ kv: JSON) -> Entry? {
@@ -86,7 +87,8 @@ final class EtcdClient: Sendable {
             let body = JSON.make(
                 ("key", EtcdClient.base64(start)), ("range_end", EtcdClient.end(of: prefix)), ("limit", .string("500")),
                 ("revision", revision == 0 ? nil : .string("\(revision)")))
-            let response = try await post(endpoint, "/v3/kv/range", body, seconds: 20)
+            let (response, connection) = try await post(endpoint, "/v3/kv/range", body, seconds: 20)
+            defer { withExtendedLifetime(connection) {} }
             let bytes = try await response.body.collect(upTo: 128 * 1024 * 1024)
             guard let answer = try? JSON.parse(Array(bytes.readableBytesView)) else {
                 throw Failure(description: "\(endpoint): the answer is not JSON")
@@ -112,7 +114,8 @@ final class EtcdClient: Sendable {
                     ("key", EtcdClient.base64(prefix)), ("range_end", EtcdClient.end(of: prefix)),
                     ("start_revision", .string("\(revision)")), ("progress_notify", .bool(true)))
             ))
-        let response = try await post(endpoint, "/v3/watch", request, seconds: 24 * 3600)
+        let (response, connection) = try await post(endpoint, "/v3/watch", request, seconds: 24 * 3600)
+        defer { withExtendedLifetime(connection) {} }
         var lines = LineReader(limit: 16 * 1024 * 1024)
         do {
             for try await part in response.body {

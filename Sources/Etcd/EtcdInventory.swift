@@ -15,9 +15,12 @@ public actor EtcdInventory: InventorySource {
         /// Cilium's `cluster-name`.
         public let name: String
         public let configuration: EtcdConfiguration
-        public init(name: String, configuration: EtcdConfiguration) {
+        /// Where its nodes are, without the cluster's name; nil: where its store says.
+        public let prefix: String?
+        public init(name: String, configuration: EtcdConfiguration, prefix: String? = nil) {
             self.name = name
             self.configuration = configuration
+            self.prefix = prefix.map { $0.hasSuffix("/") ? String($0.dropLast()) : $0 }
         }
     }
 
@@ -26,17 +29,37 @@ public actor EtcdInventory: InventorySource {
     public nonisolated var files: FileSource? { manifests }
     private nonisolated let manifests: FileSource
     private let clusters: [Cluster]
-    private let clients: [EtcdClient]
+    private let clients: [String: EtcdClient]
     private let logger: Logger
     private let ceiling: Double
+    /// The last nodes on disk; nil: none are kept.
+    private let cachePath: String?
 
-    /// By cluster and node.
-    private var records: [String: [String: CiliumNodeRecord]] = [:]
-    private var malformed: [String: InventoryProblem] = [:]
-    private var listed: Set<String> = []
-    private var problems: [String: String] = [:]
-    private var heartbeats: [String: Date] = [:]
+    /// What is known of one cluster.
+    private struct Known {
+        var config = CiliumClusterConfig()
+        /// By node.
+        var records: [String: CiliumNodeRecord] = [:]
+        /// By key.
+        var malformed: [String: InventoryProblem] = [:]
+        /// Nodes that were known before, and that a store which is not complete yet may still come to have.
+        var unconfirmed: Set<String> = []
+        var isListed = false
+        /// The store says that it has all nodes.
+        var isSynced = false
+        var heartbeat: Date?
+        /// When what is known was written to disk; nil: it is from the store.
+        var cachedAt: Date?
+        var problem: String?
+        /// The tasks that follow nodes, and where those are.
+        var tasks: [Task<Void, Never>] = []
+        var prefix = ""
+        /// It has what the store has.
+        var isRead: Bool { isListed && (isSynced || !config.hasSyncedCanaries) }
+    }
+    private var known: [String: Known] = [:]
     private var tasks: [Task<Void, Never>] = []
+    private var isCacheStale = false
 
     /// Cilium takes a store without a heartbeat for so long for dead, seconds.
     static let heartbeatPatience: TimeInterval = 2.25 * 60
@@ -44,47 +67,71 @@ public actor EtcdInventory: InventorySource {
     /// - Parameters:
     ///   - clusters: the own one first.
     ///   - idleSeconds: a watch that says nothing for so long is begun anew, where it was.
+    ///   - renewal: certificates are read again when a request begins so long after the last look.
     public init(
-        clusters: [Cluster], directory: String, idleSeconds: Int64 = 150, ceiling: Double = 15, logger: Logger
+        clusters: [Cluster], directory: String, cachePath: String? = nil, idleSeconds: Int64 = 150,
+        renewal: Duration = .seconds(60), ceiling: Double = 15, logger: Logger
     ) throws {
         self.clusters = clusters
         self.logger = logger
         self.ceiling = ceiling
-        clients = try clusters.map { try EtcdClient($0.configuration, idleSeconds: idleSeconds) }
+        self.cachePath = cachePath
+        clients = try Dictionary(
+            clusters.map { ($0.name, try EtcdClient($0.configuration, idleSeconds: idleSeconds, renewal: renewal)) },
+            uniquingKeysWith: { first, _ in first })
+        for cluster in clusters { known[cluster.name] = Known() }
         manifests = FileSource(directory: directory)
         (changes, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
     }
 
-    /// Starts the watches and waits until every cluster is read; for the own one without end, for others ten seconds.
-    public func start() async {
-        for (cluster, client) in zip(clusters, clients) {
-            for prefix in [CiliumNodeRecord.prefix + cluster.name + "/", CiliumNodeRecord.heartbeatKey] {
-                tasks.append(Task { await self.follow(cluster.name, client, prefix: prefix) })
-            }
+    /// Starts the watches and waits until every cluster is read. A store that is not there within `seconds` is gone on
+    /// without, from the last nodes on disk, where there are any; the own one is waited for otherwise, others are not.
+    public func start(patience seconds: Double = 5) async {
+        for cluster in clusters {
+            let name = cluster.name
+            tasks.append(
+                Task {
+                    await self.follow(
+                        name, prefix: CiliumClusterConfig.key(name), replace: { await self.replaceConfig(name, $0) },
+                        take: { await self.takeConfig(name, $0) })
+                })
+            tasks.append(
+                Task {
+                    await self.follow(
+                        name, prefix: CiliumNodeRecord.heartbeatKey,
+                        replace: { if !$0.isEmpty { await self.beats(name) } },
+                        take: { if !$0.isEmpty { await self.beats(name) } })
+                })
         }
         tasks.append(Task { for await _ in self.manifests.changes { self.signal.yield() } })
-        var hasTold = false
+        tasks.append(Task { await self.keepCache() })
         let start = ContinuousClock.now
-        while let own = clusters.first?.name, listed.count < clusters.count {
-            if listed.contains(own) && ContinuousClock.now - start > .seconds(10) { break }
-            if !hasTold && ContinuousClock.now - start > .seconds(5) {
-                hasTold = true
-                logger.warning("waiting for etcd", metadata: ["problem": "\(problems[own] ?? "")"])
+        var isLate = false
+        while let own = clusters.first?.name, known.values.contains(where: { !$0.isRead }) {
+            if !isLate, ContinuousClock.now - start > .milliseconds(Int64(seconds * 1000)) {
+                isLate = true
+                loadCache()
+                logger.warning("waiting for etcd", metadata: ["problem": "\(known[own]?.problem ?? "")"])
             }
+            if isLate, known[own]?.isRead == true || known[own]?.cachedAt != nil { break }
             try? await Task.sleep(for: .milliseconds(20))
         }
     }
 
     public func stop() async {
-        for task in tasks { task.cancel() }
+        for task in tasks + known.values.flatMap(\.tasks) { task.cancel() }
         tasks = []
-        for client in clients { await client.shutdown() }
+        for client in clients.values { await client.shutdown() }
     }
 
     // MARK: following
 
     /// Reads everything with a prefix and follows it from there on, at one member after the other.
-    private nonisolated func follow(_ cluster: String, _ client: EtcdClient, prefix: String) async {
+    private nonisolated func follow(
+        _ cluster: String, prefix: String, replace: @Sendable ([EtcdClient.Entry]) async -> Void,
+        take: @Sendable ([EtcdClient.Event]) async -> Void
+    ) async {
+        guard let client = clients[cluster] else { return }
         var backoff = Backoff(ceiling: ceiling)
         var turn = 0
         var next: Int64?
@@ -94,7 +141,8 @@ public actor EtcdInventory: InventorySource {
             do {
                 if next == nil {
                     let (entries, revision) = try await client.range(endpoint, prefix: prefix)
-                    await replace(cluster, prefix, entries)
+                    if Task.isCancelled { return }
+                    await replace(entries)
                     next = revision + 1
                 }
                 var reached = next ?? 1
@@ -104,7 +152,8 @@ public actor EtcdInventory: InventorySource {
                         hasBegun = true
                         await self.works(cluster)
                     }
-                    await self.take(cluster, events)
+                    if Task.isCancelled { return }
+                    if !events.isEmpty { await take(events) }
                     reached = max(reached, revision + 1)
                 }
                 // A watch that ends by itself goes on where it was, but not in a hurry.
@@ -123,51 +172,138 @@ public actor EtcdInventory: InventorySource {
         }
     }
 
-    private func works(_ cluster: String) { problems[cluster] = nil }
+    private func works(_ cluster: String) { known[cluster]?.problem = nil }
     private func fails(_ cluster: String, _ error: String) {
-        problems[cluster] = "etcd of cluster \(cluster): \(error)"
+        known[cluster]?.problem = "etcd of cluster \(cluster): \(error)"
         logger.notice("etcd", metadata: ["cluster": "\(cluster)", "error": "\(error)"])
     }
+    private func beats(_ cluster: String) { known[cluster]?.heartbeat = Date() }
 
-    private func replace(_ cluster: String, _ prefix: String, _ entries: [EtcdClient.Entry]) {
-        if prefix == CiliumNodeRecord.heartbeatKey {
-            for entry in entries { set(cluster, entry, before: [:]) }
-            return
-        }
-        let before = records[cluster] ?? [:]
-        records[cluster] = [:]
-        malformed = malformed.filter { !$0.key.hasPrefix("\(CiliumNodeRecord.prefix)\(cluster)/") }
-        for entry in entries { set(cluster, entry, before: before) }
-        listed.insert(cluster)
+    private func changed() {
+        isCacheStale = true
         signal.yield()
     }
 
-    private func take(_ cluster: String, _ events: [EtcdClient.Event]) {
-        guard !events.isEmpty else { return }
+    // MARK: what a cluster says of itself
+
+    private func replaceConfig(_ cluster: String, _ entries: [EtcdClient.Entry]) {
+        configure(cluster, entries.first { $0.key == CiliumClusterConfig.key(cluster) }?.value)
+    }
+
+    private func takeConfig(_ cluster: String, _ events: [EtcdClient.Event]) {
+        for event in events where event.entry.key == CiliumClusterConfig.key(cluster) {
+            // One that vanishes is the end of the lease of whoever wrote it, who will write it again.
+            if !event.isDeletion { configure(cluster, event.entry.value) }
+        }
+    }
+
+    /// Follows the nodes where the cluster says that they are.
+    private func configure(_ cluster: String, _ value: [UInt8]?) {
+        var config = known[cluster]?.config ?? CiliumClusterConfig()
+        if let value {
+            guard let read = CiliumClusterConfig(value) else {
+                return fails(cluster, "\(CiliumClusterConfig.key(cluster)) is not JSON")
+            }
+            config = read
+        }
+        let before = known[cluster]?.config
+        known[cluster]?.config = config
+        let prefix =
+            clusters.first { $0.name == cluster }?.prefix
+            ?? (config.isCached ? CiliumNodeRecord.cachePrefix : CiliumNodeRecord.statePrefix)
+        guard known[cluster]?.prefix != prefix else {
+            if before != config { changed() }
+            return
+        }
+        for task in known[cluster]?.tasks ?? [] { task.cancel() }
+        known[cluster]?.prefix = prefix
+        known[cluster]?.isListed = false
+        known[cluster]?.isSynced = false
+        let canary = "cilium/synced/\(cluster)/\(prefix)"
+        known[cluster]?.tasks = [
+            Task {
+                await self.follow(
+                    cluster, prefix: canary,
+                    replace: { entries in
+                        if entries.contains(where: { $0.key == canary }) { await self.synced(cluster) }
+                    },
+                    take: { events in
+                        if events.contains(where: { $0.entry.key == canary && !$0.isDeletion }) {
+                            await self.synced(cluster)
+                        }
+                    })
+            },
+            Task {
+                await self.follow(
+                    cluster, prefix: "\(prefix)/\(cluster)/", replace: { await self.replaceNodes(cluster, $0) },
+                    take: { await self.takeNodes(cluster, $0) })
+            },
+        ]
+    }
+
+    /// The store has all nodes: those that it does not have are gone.
+    private func synced(_ cluster: String) {
+        known[cluster]?.isSynced = true
+        guard known[cluster]?.isListed == true else { return }
+        for name in known[cluster]?.unconfirmed ?? [] { known[cluster]?.records[name] = nil }
+        known[cluster]?.unconfirmed = []
+        changed()
+    }
+
+    // MARK: nodes
+
+    private func replaceNodes(_ cluster: String, _ entries: [EtcdClient.Entry]) {
+        guard var state = known[cluster] else { return }
+        let before = state.records
+        state.records = [:]
+        state.malformed = [:]
+        for entry in entries { set(&state, cluster, entry, before: before) }
+        state.unconfirmed = []
+        if state.config.hasSyncedCanaries && !state.isSynced {
+            state.unconfirmed = Set(before.keys).subtracting(state.records.keys)
+            for name in state.unconfirmed { state.records[name] = before[name] }
+        }
+        state.isListed = true
+        state.cachedAt = nil
+        known[cluster] = state
+        changed()
+    }
+
+    private func takeNodes(_ cluster: String, _ events: [EtcdClient.Event]) {
+        guard var state = known[cluster] else { return }
         for event in events {
             if event.isDeletion {
-                malformed[event.entry.key] = nil
-                if let name = CiliumNodeKey(event.entry.key, cluster: cluster)?.node { records[cluster]?[name] = nil }
+                state.malformed[event.entry.key] = nil
+                if let name = node(event.entry.key, cluster, state) {
+                    state.records[name] = nil
+                    state.unconfirmed.remove(name)
+                }
             } else {
-                set(cluster, event.entry, before: records[cluster] ?? [:])
+                set(&state, cluster, event.entry, before: state.records)
             }
         }
-        signal.yield()
+        known[cluster] = state
+        changed()
     }
 
-    private func set(_ cluster: String, _ entry: EtcdClient.Entry, before: [String: CiliumNodeRecord]) {
-        if entry.key == CiliumNodeRecord.heartbeatKey {
-            heartbeats[cluster] = Date()
-            return
-        }
-        guard let key = CiliumNodeKey(entry.key, cluster: cluster) else { return }
+    /// The node that a key is of.
+    private func node(_ key: String, _ cluster: String, _ state: Known) -> String? {
+        let start = "\(state.prefix)/\(cluster)/"
+        return key.hasPrefix(start) && key.utf8.count > start.utf8.count ? String(key.dropFirst(start.count)) : nil
+    }
+
+    private func set(
+        _ state: inout Known, _ cluster: String, _ entry: EtcdClient.Entry, before: [String: CiliumNodeRecord]
+    ) {
+        guard let name = node(entry.key, cluster, state) else { return }
+        state.unconfirmed.remove(name)
         do {
-            records[cluster, default: [:]][key.node] = try CiliumNodeRecord(key: entry.key, value: entry.value)
-            malformed[entry.key] = nil
+            state.records[name] = try CiliumNodeRecord(cluster: cluster, name: name, value: entry.value)
+            state.malformed[entry.key] = nil
         } catch {
             // Its last good content stays.
-            records[cluster, default: [:]][key.node] = before[key.node]
-            malformed[entry.key] = InventoryProblem(file: entry.key, message: error.message)
+            state.records[name] = before[name]
+            state.malformed[entry.key] = InventoryProblem(file: entry.key, message: error.message)
         }
     }
 
@@ -176,8 +312,20 @@ public actor EtcdInventory: InventorySource {
     public func inventory() async -> Inventory {
         var inventory = await manifests.inventory()
         var owners: [(network: IPNetwork, node: String, cluster: String)] = []
+        var ids: [Int64: String] = [:]
         for (index, cluster) in clusters.enumerated() {
-            for (name, record) in (records[cluster.name] ?? [:]).sorted(by: { $0.key < $1.key }) {
+            guard let state = known[cluster.name] else { continue }
+            let id = state.config.id != 0 ? state.config.id : state.records.values.map(\.clusterID).max() ?? 0
+            if id != 0, let other = ids.updateValue(ids[id] ?? cluster.name, forKey: id) {
+                inventory.problems.append(
+                    InventoryProblem(
+                        file: "cluster \(cluster.name)",
+                        message:
+                            "is left out: it has the cluster-id \(id), which cluster \(other) has already; give each cluster of the mesh one of its own (Cilium's cluster.id)"
+                    ))
+                continue
+            }
+            for (name, record) in state.records.sorted(by: { $0.key < $1.key }) {
                 let known = index == 0 ? name : "\(cluster.name)/\(name)"
                 if index > 0, let clash = clash(record, owners, cluster.name) {
                     inventory.problems.append(
@@ -200,7 +348,7 @@ public actor EtcdInventory: InventorySource {
                 inventory.problems += found
             }
         }
-        inventory.problems += malformed.sorted { $0.key < $1.key }.map(\.value)
+        inventory.problems += known.values.flatMap(\.malformed).sorted { $0.key < $1.key }.map(\.value)
         return inventory
     }
 
@@ -215,6 +363,75 @@ public actor EtcdInventory: InventorySource {
         return nil
     }
 
+    // MARK: cache
+
+    /// Only in the file on disk.
+    private static let clusterAnnotation = "culvert.dev/cluster"
+    private static let clusterIDAnnotation = "culvert.dev/cluster-id"
+
+    /// Writes the nodes to disk once they are whole, and then a minute after a change at the latest.
+    private func keepCache() async {
+        var hasWritten = false
+        while !Task.isCancelled {
+            let isWhole = known.values.allSatisfy { $0.isRead }
+            if isWhole && isCacheStale {
+                saveCache()
+                hasWritten = true
+            }
+            try? await Task.sleep(for: hasWritten ? .seconds(60) : .milliseconds(100))
+        }
+    }
+
+    public func saveCache() {
+        guard let cachePath else { return }
+        isCacheStale = false
+        let objects = clusters.flatMap { cluster in
+            (known[cluster.name]?.records ?? [:]).sorted { $0.key < $1.key }.flatMap { _, record -> [ManifestObject] in
+                var node = record.node
+                node.annotations[EtcdInventory.clusterAnnotation] = cluster.name
+                node.annotations[EtcdInventory.clusterIDAnnotation] = "\(record.clusterID)"
+                var cilium = record.cilium
+                // Two clusters may have nodes of one name.
+                node.name = "\(cluster.name)/\(node.name)"
+                cilium.name = node.name
+                return [.node(node), .ciliumNode(cilium)]
+            }
+        }
+        do { try InventoryCache.write(ManifestWriter.list(objects), to: cachePath) } catch {
+            logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
+        }
+    }
+
+    /// Takes the nodes of clusters that were not read yet from disk.
+    private func loadCache() {
+        guard let cachePath, let (objects, date) = InventoryCache.read(cachePath) else { return }
+        var ciliumNodes: [String: CiliumNode] = [:]
+        for case .ciliumNode(let node) in objects { ciliumNodes[node.name] = node }
+        for object in objects {
+            var node: Node
+            switch object {
+            case .node(let found), .publishedNode(let found): node = found
+            default: continue
+            }
+            guard let cluster = node.annotations.removeValue(forKey: EtcdInventory.clusterAnnotation),
+                let id = node.annotations.removeValue(forKey: EtcdInventory.clusterIDAnnotation).flatMap({ Int64($0) }),
+                var cilium = ciliumNodes[node.name], node.name.hasPrefix(cluster + "/"),
+                known[cluster]?.isListed == false
+            else { continue }
+            node.name = String(node.name.dropFirst(cluster.count + 1))
+            cilium.name = node.name
+            known[cluster]?.records[node.name] = CiliumNodeRecord(
+                cluster: cluster, clusterID: id, node: node, cilium: cilium)
+            known[cluster]?.cachedAt = date
+        }
+        let read = known.filter { $0.value.cachedAt != nil }.keys.sorted()
+        guard !read.isEmpty else { return }
+        logger.warning(
+            "etcd cannot be reached: going on from the nodes on disk",
+            metadata: ["clusters": "\(read.joined(separator: " "))", "written": "\(date)"])
+        signal.yield()
+    }
+
     /// Pods are not in the store: what the files say of them is complete.
     public func identify(_ pod: PodReference) -> PodLookup { PodLookup(.given) }
     /// Only Cilium writes to its store; `<run-dir>/published` is handed on by other means.
@@ -222,16 +439,30 @@ public actor EtcdInventory: InventorySource {
     public func report(_ policies: [PolicyReport]) {}
     public func record(_ event: ObjectEvent) {}
 
+    // MARK: status
+
     public func status() -> JSON {
-        var problems = self.problems.values.sorted()
-        for (cluster, date) in heartbeats.sorted(by: { $0.key < $1.key }) {
-            let age = Date().timeIntervalSince(date)
-            if age > EtcdInventory.heartbeatPatience {
+        var problems = known.values.compactMap(\.problem).sorted()
+        for cluster in clusters {
+            guard let state = known[cluster.name] else { continue }
+            if let heartbeat = state.heartbeat {
+                let age = Date().timeIntervalSince(heartbeat)
+                if age > EtcdInventory.heartbeatPatience {
+                    problems.append(
+                        "etcd of cluster \(cluster.name): no heartbeat of Cilium's operator for \(Int(age)) seconds; its nodes may be out of date"
+                    )
+                }
+            }
+            if state.isListed && !state.isRead {
                 problems.append(
-                    "etcd of cluster \(cluster): no heartbeat of Cilium's operator for \(Int(age)) seconds; its nodes may be out of date"
+                    "etcd of cluster \(cluster.name): its store is not complete yet (\("cilium/synced/\(cluster.name)/\(state.prefix)") is missing); nodes that were known stay"
                 )
             }
+            if let problem = clients[cluster.name]?.renewalProblem, !problem.isEmpty {
+                problems.append("etcd of cluster \(cluster.name): certificates were not read again: \(problem)")
+            }
         }
+        let oldest = known.values.compactMap(\.cachedAt).min()
         return .make(
             ("source", .string("etcd")),
             ("endpoints", .array(clusters.flatMap(\.configuration.endpoints).map { .string($0) })),
@@ -241,21 +472,12 @@ public actor EtcdInventory: InventorySource {
                     clusters.map { cluster in
                         .make(
                             ("name", .string(cluster.name)),
-                            ("nodes", .integer(Int64(records[cluster.name]?.count ?? 0))),
-                            ("read", .bool(listed.contains(cluster.name))))
+                            ("id", .integer(known[cluster.name]?.config.id ?? 0)),
+                            ("nodes", .integer(Int64(known[cluster.name]?.records.count ?? 0))),
+                            ("read", .bool(known[cluster.name]?.isRead ?? false)))
                     })
-            ), ("synchronized", .bool(listed.count == clusters.count)),
+            ), ("synchronized", .bool(known.values.allSatisfy { $0.isRead })),
+            ("fromDiskSeconds", oldest.map { .integer(Int64(Date().timeIntervalSince($0))) }),
             ("problems", .array(problems.map { .string($0) })))
-    }
-}
-
-/// `cilium/state/nodes/v1/CLUSTER/NODE`
-struct CiliumNodeKey {
-    let node: String
-    /// nil where it is another key, or of another cluster than the one that is followed.
-    init?(_ key: String, cluster: String) {
-        let start = "\(CiliumNodeRecord.prefix)\(cluster)/"
-        guard key.hasPrefix(start), key.utf8.count > start.utf8.count else { return nil }
-        node = String(key.dropFirst(start.count))
     }
 }

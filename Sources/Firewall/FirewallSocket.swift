@@ -22,7 +22,8 @@ public struct KernelFirewall {
     struct Set: Equatable {
         var flags: UInt32
         var keyLength: UInt32
-        var elements: Swift.Set<FirewallSet.Element> = []
+        /// In order, each once.
+        var elements: [FirewallSet.Element] = []
     }
     var chains: [String: Chain] = [:]
     var sets: [String: Set] = [:]
@@ -38,7 +39,7 @@ public enum FirewallChange: Equatable {
     /// The whole table at once, in one transaction: chains, rules or sets differ.
     case replace
     /// Only elements of sets differ.
-    case elements(added: [String: Set<FirewallSet.Element>], removed: [String: Set<FirewallSet.Element>])
+    case elements(added: [String: [FirewallSet.Element]], removed: [String: [FirewallSet.Element]])
 }
 
 /// nftables through libnftnl. Each change is one transaction: all of it, or nothing.
@@ -138,11 +139,11 @@ public final class FirewallSocket {
         return result
     }
 
-    private func readElements(_ name: String, _ kernelSet: KernelFirewall.Set) throws -> Set<FirewallSet.Element> {
-        var elements: Set<FirewallSet.Element> = []
+    private func readElements(_ name: String, _ kernelSet: KernelFirewall.Set) throws -> [FirewallSet.Element] {
+        var elements: [FirewallSet.Element] = []
         var starts: [UInt32] = []
         var ends: Set<UInt32> = []
-        let isPair = kernelSet.flags & FirewallSocket.concatFlag != 0
+        let isPair = kernelSet.keyLength == UInt32(FirewallSet.Key.addressPair.bytes)
         let isInterval = kernelSet.flags & UInt32(NFT_SET_INTERVAL.rawValue) != 0
         let get = request(NFT_MSG_GETSETELEM, flags: NLM_F_DUMP, "nft list set inet culvert \(name)") {
             mnl_attr_put_strz($0, UInt16(NFTA_SET_ELEM_LIST_TABLE.rawValue), Ownership.firewallTable)
@@ -167,7 +168,7 @@ public final class FirewallSocket {
                     ? nftnl_set_elem_get_u32(element, UInt16(NFTNL_SET_ELEM_FLAGS)) : 0
                 if isPair {
                     let first = value(Int(NFTNL_SET_ELEM_KEY), at: 4) ?? 0
-                    elements.insert(
+                    elements.append(
                         .init(pair: key, first: first, last: value(Int(NFTNL_SET_ELEM_KEY_END), at: 4) ?? first))
                 } else if isInterval {
                     if flags & UInt32(NFT_SET_ELEM_INTERVAL_END.rawValue) != 0 {
@@ -176,7 +177,7 @@ public final class FirewallSocket {
                         starts.append(key)
                     }
                 } else {
-                    elements.insert(.init(first: key, last: key))
+                    elements.append(.init(first: key, last: key))
                 }
             }
         }
@@ -184,10 +185,10 @@ public final class FirewallSocket {
             let sorted = ends.sorted()
             for start in starts {
                 let end = sorted.first { $0 > start }
-                elements.insert(.init(first: start, last: end.map { $0 - 1 } ?? .max))
+                elements.append(.init(first: start, last: end.map { $0 - 1 } ?? .max))
             }
         }
-        return elements
+        return elements.sorted()
     }
 
     // MARK: comparing
@@ -209,13 +210,12 @@ public final class FirewallSocket {
                 kind: chain.kind.rawValue, hook: chain.hook.rawValue, priority: chain.priority, rules: rules)
             if kernel.chains[chain.name] != expected { return .replace }
         }
-        var added: [String: Set<FirewallSet.Element>] = [:]
-        var removed: [String: Set<FirewallSet.Element>] = [:]
+        var added: [String: [FirewallSet.Element]] = [:]
+        var removed: [String: [FirewallSet.Element]] = [:]
         for set in wanted.sets {
             guard let there = kernel.sets[set.name], there.flags == flags(set), there.keyLength == UInt32(set.key.bytes)
             else { return .replace }
-            let new = set.elements.subtracting(there.elements)
-            let old = there.elements.subtracting(set.elements)
+            let (new, old) = FirewallSet.difference(there.elements, set.elements)
             if !new.isEmpty { added[set.name] = new }
             if !old.isEmpty { removed[set.name] = old }
         }
@@ -226,11 +226,10 @@ public final class FirewallSocket {
     public static func change(from old: FirewallTable?, to new: FirewallTable?) -> FirewallChange {
         guard let new else { return old == nil ? .none : .delete }
         guard let old, old.chains == new.chains, old.sets.map(\.name) == new.sets.map(\.name) else { return .replace }
-        var added: [String: Set<FirewallSet.Element>] = [:]
-        var removed: [String: Set<FirewallSet.Element>] = [:]
+        var added: [String: [FirewallSet.Element]] = [:]
+        var removed: [String: [FirewallSet.Element]] = [:]
         for (before, after) in zip(old.sets, new.sets) where before.elements != after.elements {
-            let new = after.elements.subtracting(before.elements)
-            let gone = before.elements.subtracting(after.elements)
+            let (new, gone) = FirewallSet.difference(before.elements, after.elements)
             if !new.isEmpty { added[after.name] = new }
             if !gone.isEmpty { removed[after.name] = gone }
         }
@@ -243,7 +242,7 @@ public final class FirewallSocket {
     private static let concatFlag: UInt32 = 0x80
 
     static func flags(_ set: FirewallSet) -> UInt32 {
-        (set.interval ? UInt32(NFT_SET_INTERVAL.rawValue) : 0) | (set.key == .addressPair ? concatFlag : 0)
+        set.interval ? UInt32(NFT_SET_INTERVAL.rawValue) | (set.key == .addressPair ? concatFlag : 0) : 0
     }
 
     /// Makes the change, as one transaction.
@@ -349,7 +348,7 @@ public final class FirewallSocket {
             nftnl_set_set_u32(object, UInt16(NFTNL_SET_KEY_LEN.rawValue), UInt32(set.key.bytes))
             nftnl_set_set_u32(object, UInt16(NFTNL_SET_FLAGS.rawValue), FirewallSocket.flags(set))
             nftnl_set_set_u32(object, UInt16(NFTNL_SET_ID.rawValue), id)
-            if set.key == .addressPair {
+            if set.key == .addressPair && set.interval {
                 nftnl_set_set_data(object, UInt16(NFTNL_SET_DESC_CONCAT.rawValue), [UInt8(4), 4], 2)
             }
             add("nft add set inet culvert \(set.name)", NFT_MSG_NEWSET, flags: NLM_F_CREATE | NLM_F_EXCL) {
@@ -357,8 +356,7 @@ public final class FirewallSocket {
             }
         }
 
-        mutating func elements(_ elements: Set<FirewallSet.Element>, of set: FirewallSet, add adding: Bool) {
-            let sorted = elements.sorted()
+        mutating func elements(_ sorted: [FirewallSet.Element], of set: FirewallSet, add adding: Bool) {
             for start in stride(from: 0, to: sorted.count, by: 256) {
                 guard let object = nftnl_set_alloc() else { return }
                 defer { nftnl_set_free(object) }
@@ -385,7 +383,9 @@ public final class FirewallSocket {
                 nftnl_set_elem_add(object, item)
             }
             if set.key == .addressPair {
-                add(bytes(element.pair, element.first), end: bytes(element.pair, element.last))
+                add(
+                    bytes(element.pair, element.first),
+                    end: set.interval ? bytes(element.pair, element.last) : nil)
             } else {
                 add(bytes(element.first))
                 if set.interval && element.last < .max {

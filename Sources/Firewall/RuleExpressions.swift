@@ -54,6 +54,19 @@ enum RuleExpressions {
         }
     }
 
+    /// Clears the bits of the register that are not in the mask.
+    private static func mask(_ rule: OpaquePointer, _ bytes: [UInt8], in register: UInt32) {
+        expression(rule, "bitwise") {
+            nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_SREG), register)
+            nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_DREG), register)
+            nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_OP), 0)
+            nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_LEN), UInt32(bytes.count))
+            nftnl_expr_set($0, UInt16(NFTNL_EXPR_BITWISE_MASK), bytes, UInt32(bytes.count))
+            nftnl_expr_set(
+                $0, UInt16(NFTNL_EXPR_BITWISE_XOR), [UInt8](repeating: 0, count: bytes.count), UInt32(bytes.count))
+        }
+    }
+
     private static func load(_ rule: OpaquePointer, _ field: PacketField, into register: UInt32 = register) {
         let base: UInt32
         let offset: Int
@@ -65,6 +78,9 @@ enum RuleExpressions {
         case .udpDestinationPort: (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), 2)
         case .tcpFlags: (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), 13)
         case .transport(let bits, _): (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), bits / 8)
+        case .network(let address, let prefixLength):
+            load(rule, address, into: register)
+            return mask(rule, bigEndian(IPNetwork.maskV4(prefixLength), count: 4), in: register)
         }
         expression(rule, "payload") {
             nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_PAYLOAD_BASE), base)
@@ -115,14 +131,7 @@ enum RuleExpressions {
             load(rule, .layer4Protocol)
             compare(rule, [6])
             load(rule, .tcpFlags)
-            expression(rule, "bitwise") {
-                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_SREG), register)
-                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_DREG), register)
-                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_OP), 0)
-                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_LEN), 1)
-                nftnl_expr_set($0, UInt16(NFTNL_EXPR_BITWISE_MASK), [UInt8(0x06)], 1)
-                nftnl_expr_set($0, UInt16(NFTNL_EXPR_BITWISE_XOR), [UInt8(0)], 1)
-            }
+            mask(rule, [0x06], in: register)
             compare(rule, [0x02])
         case .lookup(let fields, let set, let negated):
             for (index, field) in fields.enumerated() {

@@ -15,6 +15,14 @@ public struct HelperConfiguration: Equatable, Sendable {
     public var context: String?
     /// `etcd`: Cilium's own configuration of its key-value store.
     public var etcdConfiguration = "/var/lib/etcd-config/etcd.config"
+    /// `etcd`: its addresses, instead of such a file; empty: the file says them.
+    public var etcdEndpoints: [String] = []
+    /// `etcd`: PEM files that go with `etcdEndpoints`.
+    public var etcdAuthorityFile: String?
+    public var etcdCertificateFile: String?
+    public var etcdKeyFile: String?
+    /// `etcd`: where nodes are, without the cluster's name; nil: where the store says.
+    public var etcdPrefix: String?
     /// `etcd`: Cilium's directory of other clusters of the mesh, a file each; nil: there are none.
     public var clusterMesh: String?
     /// `etcd`: Cilium's `cluster-name`.
@@ -63,6 +71,7 @@ public struct HelperConfiguration: Equatable, Sendable {
                 inventory,
                 [
                     "source", "path", "kubeconfig", "context", "server", "etcdConfig", "clusterMesh", "clusterName",
+                    "endpoints", "prefix", "caFile", "certFile", "keyFile",
                 ])
             let name = try inventory.string("source") ?? "file"
             guard let source = Source(rawValue: name) else {
@@ -74,6 +83,16 @@ public struct HelperConfiguration: Equatable, Sendable {
             context = try inventory.string("context")
             server = try inventory.string("server")
             etcdConfiguration = try inventory.string("etcdConfig") ?? etcdConfiguration
+            etcdEndpoints = try inventory.strings("endpoints") ?? []
+            etcdPrefix = try inventory.string("prefix")
+            etcdAuthorityFile = try inventory.string("caFile")
+            etcdCertificateFile = try inventory.string("certFile")
+            etcdKeyFile = try inventory.string("keyFile")
+            for (key, value) in [
+                ("caFile", etcdAuthorityFile), ("certFile", etcdCertificateFile), ("keyFile", etcdKeyFile),
+            ] where value != nil && etcdEndpoints.isEmpty {
+                throw inventory.fail(key, "goes with endpoints; with etcdConfig, that file names it")
+            }
             clusterMesh = try inventory.string("clusterMesh")
             clusterName = try inventory.string("clusterName") ?? clusterName
         }

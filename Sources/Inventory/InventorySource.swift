@@ -69,6 +69,8 @@ public struct PolicyReport: Hashable, Sendable {
     public let activeGateways: [String]
     /// Why the policy is not in force; empty when it is.
     public let reason: String
+    /// Pods in the whole cluster that its selectors match; nil: not counted yet. The source counts them.
+    public var selectedPods: Int?
     public init(name: String, activeGateways: [String], reason: String) {
         self.name = name
         self.activeGateways = activeGateways

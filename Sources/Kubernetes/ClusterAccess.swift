@@ -28,12 +28,62 @@ public struct ClusterAccess: Equatable, Sendable {
     /// PEM; nil: the system's.
     public var certificateAuthority: [UInt8]?
     public var skipsVerification = false
+    /// The name that the server's certificate is for, where it is not the server's own.
+    public var tlsServerName: String?
+    /// The proxy on the way.
+    public var proxy: Proxy?
     public var credential: Credential
+    private var origin = Origin.given
+
+    /// `proxy-url`.
+    public struct Proxy: Equatable, Sendable {
+        public let host: String
+        public let port: Int
+        /// SOCKS version 5 (RFC 1928); else HTTP's CONNECT.
+        public let isSOCKS: Bool
+
+        /// - Throws: where it is none that can be used.
+        init(_ text: String) throws(Failure) {
+            guard let url = URL(string: text), let host = url.host, ["http", "socks5"].contains(url.scheme) else {
+                throw Failure("proxy-url \"\(text)\" is neither http://HOST:PORT nor socks5://HOST:PORT")
+            }
+            guard url.user == nil else { throw Failure("proxy-url: a proxy with user and password is not supported") }
+            self.host = host
+            isSOCKS = url.scheme == "socks5"
+            port = url.port ?? (isSOCKS ? 1080 : 80)
+        }
+    }
+
+    /// Where it was read, so that it can be read again.
+    private enum Origin: Equatable, Sendable {
+        case given
+        case inCluster(server: String, directory: String)
+        case kubeconfig(path: String, context: String?, server: String?)
+    }
 
     public init(server: String, certificateAuthority: [UInt8]? = nil, credential: Credential = .none) {
         self.server = server.hasSuffix("/") ? String(server.dropLast()) : server
         self.certificateAuthority = certificateAuthority
         self.credential = credential
+    }
+
+    /// The same, as the files say it by now: certificates are renewed in place.
+    public func reloaded() throws(Failure) -> ClusterAccess {
+        switch origin {
+        case .given: self
+        case .inCluster(let server, let directory):
+            try ClusterAccess.inCluster(server: server, environment: [:], directory: directory)
+        case .kubeconfig(let path, let context, let server):
+            try ClusterAccess.kubeconfig(path, context: context, server: server)
+        }
+    }
+
+    /// Whom we believe and who we are by certificate.
+    var transportSecurity: TransportSecurity {
+        var identity: TransportSecurity.Identity?
+        if case .certificate(let chain, let key) = credential { identity = .init(chain: chain, key: key) }
+        return TransportSecurity(
+            certificateAuthority: certificateAuthority, identity: identity, skipsVerification: skipsVerification)
     }
 
     // MARK: in the cluster
@@ -62,10 +112,12 @@ public struct ClusterAccess: Equatable, Sendable {
                 "\(directory)/token cannot be read; give the pod a service account (automountServiceAccountToken), or name a file with inventory.kubeconfig"
             )
         }
-        return ClusterAccess(
+        var access = ClusterAccess(
             server: address,
             certificateAuthority: FileManager.default.contents(atPath: "\(directory)/ca.crt").map { [UInt8]($0) },
             credential: .tokenFile("\(directory)/token"))
+        access.origin = .inCluster(server: address, directory: directory)
+        return access
     }
 
     // MARK: kubeconfig
@@ -120,6 +172,11 @@ public struct ClusterAccess: Equatable, Sendable {
         var access = ClusterAccess(
             server: address, certificateAuthority: try bytes(cluster, "certificate-authority", isSecret: false))
         access.skipsVerification = cluster["insecure-skip-tls-verify"]?.bool ?? false
+        access.tlsServerName = cluster["tls-server-name"]?.string.flatMap { $0.isEmpty ? nil : $0 }
+        if let text = cluster["proxy-url"]?.string, !text.isEmpty {
+            do { access.proxy = try Proxy(text) } catch { throw Failure("\(path): \(error.description)") }
+        }
+        access.origin = .kubeconfig(path: path, context: context, server: server)
         guard let user = chosen["user"]?.string else { return access }
         let who = try entry("users", user, "user")
         if let chain = try bytes(who, "client-certificate", isSecret: false) {

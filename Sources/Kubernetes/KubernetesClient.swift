@@ -38,31 +38,48 @@ public final class KubernetesClient: Sendable {
     static let maximumAnswer = 256 * 1024 * 1024
 
     public let access: ClusterAccess
-    private let http: HTTPClient
+    private let client: RenewableClient
     private let credentials: Credentials
     private let userAgent: String
+    /// `https://HOST:PORT` as requests name it: with `tls-server-name` the host is that one.
+    private let base: String
 
     /// - Parameters:
     ///   - idleSeconds: a watch that says nothing for so long is broken. The server sends a bookmark every minute.
-    public init(access: ClusterAccess, userAgent: String, idleSeconds: Int64 = 150) throws {
+    ///   - renewal: certificates are read again when a request begins so long after the last look.
+    public init(
+        access: ClusterAccess, userAgent: String, idleSeconds: Int64 = 150, renewal: Duration = .seconds(60)
+    ) throws {
         self.access = access
         self.userAgent = userAgent
-        var identity: TransportSecurity.Identity?
-        if case .certificate(let chain, let key) = access.credential { identity = .init(chain: chain, key: key) }
-        var configuration: HTTPClient.Configuration
+        var base = access.server
+        var hosts: [String: String] = [:]
+        if let name = access.tlsServerName, var parts = URLComponents(string: access.server), let host = parts.host {
+            parts.host = name
+            base = parts.string ?? base
+            hosts[name] = host.trimmingCharacters(in: ["[", "]"])
+        }
+        self.base = base
+        let (dns, proxy) = (hosts, access.proxy)
         do {
-            configuration = try TransportSecurity(
-                certificateAuthority: access.certificateAuthority, identity: identity,
-                skipsVerification: access.skipsVerification
-            ).configuration(connectSeconds: 10, idleSeconds: idleSeconds)
+            client = try RenewableClient(
+                access.transportSecurity, connectSeconds: 10, idleSeconds: idleSeconds, interval: renewal,
+                adjust: {
+                    $0.decompression = .enabled(limit: .size(KubernetesClient.maximumAnswer))
+                    $0.connectionPool.concurrentHTTP1ConnectionsPerHostSoftLimit = 32
+                    $0.dnsOverride = dns
+                    $0.proxy = proxy.map {
+                        $0.isSOCKS ? .socksServer(host: $0.host, port: $0.port) : .server(host: $0.host, port: $0.port)
+                    }
+                }, reload: { try access.reloaded().transportSecurity })
         } catch { throw ClusterAccess.Failure("the certificates for \(access.server) are no PEM: \(error)") }
-        configuration.decompression = .enabled(limit: .size(KubernetesClient.maximumAnswer))
-        configuration.connectionPool.concurrentHTTP1ConnectionsPerHostSoftLimit = 32
-        http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
-        credentials = Credentials(access.credential)
+        credentials = Credentials(access)
     }
 
-    public func shutdown() async { try? await http.shutdown() }
+    public func shutdown() async { await client.shutdown() }
+
+    /// Why renewed certificates cannot be used; empty where they can.
+    public var renewalProblem: String { client.problem }
 
     // MARK: requests
 
@@ -110,11 +127,12 @@ public final class KubernetesClient: Sendable {
         _ resource: Resource, query: [(String, String)], metadataOnly: Bool, seconds: Int64,
         begins: () async -> Void, onEvent: (JSON) async throws -> Void
     ) async throws {
-        let response = try await send(
+        let (response, connection) = try await send(
             "GET", resource.path(),
             query: query + [("watch", "1"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", "\(seconds)")],
             accept: metadataOnly ? KubernetesClient.metadata : "application/json", compressed: false,
             deadline: .seconds(seconds + 60))
+        defer { withExtendedLifetime(connection) {} }
         await begins()
         var lines = LineReader(limit: 16 * 1024 * 1024)
         do {
@@ -137,9 +155,10 @@ public final class KubernetesClient: Sendable {
         _ method: String, _ path: String, query: [(String, String)] = [], accept: String = "application/json",
         body: JSON? = nil, contentType: String = "application/json"
     ) async throws -> JSON {
-        let response = try await send(
+        let (response, connection) = try await send(
             method, path, query: query, accept: accept, body: body, contentType: contentType, compressed: true,
             deadline: .seconds(60))
+        defer { withExtendedLifetime(connection) {} }
         let bytes = try await response.body.collect(upTo: KubernetesClient.maximumAnswer)
         do { return try JSON.parse(Array(bytes.readableBytesView)) } catch {
             throw APIError(code: 0, message: "the answer to \(method) \(path) is not JSON: \(error.description)")
@@ -149,12 +168,12 @@ public final class KubernetesClient: Sendable {
     private func send(
         _ method: String, _ path: String, query: [(String, String)], accept: String, body: JSON? = nil,
         contentType: String = "application/json", compressed: Bool, deadline: TimeAmount, again: Bool = true
-    ) async throws -> HTTPClientResponse {
+    ) async throws -> (HTTPClientResponse, RenewableClient.Connection) {
         var parts = URLComponents()
         parts.queryItems = query.isEmpty ? nil : query.map { URLQueryItem(name: $0.0, value: $0.1) }
         // URLComponents leaves "+" as it is, which means a space.
         let text = parts.percentEncodedQuery.map { "?" + $0.replacingOccurrences(of: "+", with: "%2B") } ?? ""
-        var request = HTTPClientRequest(url: access.server + path + text)
+        var request = HTTPClientRequest(url: base + path + text)
         request.method = HTTPMethod(rawValue: method)
         request.headers.add(name: "Accept", value: accept)
         request.headers.add(name: "User-Agent", value: userAgent)
@@ -167,12 +186,15 @@ public final class KubernetesClient: Sendable {
             request.body = .bytes(body.bytes())
         }
         let response: HTTPClientResponse
-        do { response = try await http.execute(request, timeout: deadline) } catch let error as CancellationError {
+        let connection = client.connection()
+        do { response = try await connection.http.execute(request, timeout: deadline) } catch let error
+            as CancellationError
+        {
             throw error
         } catch {
             throw APIError(code: 0, message: "\(access.server) cannot be reached: \(error)")
         }
-        if (200..<300).contains(response.status.code) { return response }
+        if (200..<300).contains(response.status.code) { return (response, connection) }
         let bytes = (try? await response.body.collect(upTo: 1024 * 1024)).map { Array($0.readableBytesView) } ?? []
         if response.status == .unauthorized && again {
             // The token may have been renewed since it was read.
@@ -190,12 +212,19 @@ public final class KubernetesClient: Sendable {
 
 /// The bearer token of the moment.
 private actor Credentials {
-    private let credential: ClusterAccess.Credential
+    private let access: ClusterAccess
+    private var credential: ClusterAccess.Credential
     private var known: (token: String, until: Date)?
 
-    init(_ credential: ClusterAccess.Credential) { self.credential = credential }
+    init(_ access: ClusterAccess) {
+        self.access = access
+        credential = access.credential
+    }
 
-    func forget() { known = nil }
+    func forget() {
+        known = nil
+        if let fresh = try? access.reloaded().credential { credential = fresh }
+    }
 
     func token() async throws -> String? {
         switch credential {

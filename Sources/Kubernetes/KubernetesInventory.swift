@@ -30,6 +30,8 @@ public actor KubernetesInventory: InventorySource {
     private var entries: [Resource: [String: Entry]] = [:]
     private var known = Inventory()
     private var nodeProblems: [String: [InventoryProblem]] = [:]
+    /// Objects that are malformed, by `resource namespace/name`: few, so that thousands need not be looked through.
+    private var malformed: [String: InventoryProblem] = [:]
     private var listed: Set<Resource> = []
     private var problems: [Resource: String] = [:]
     /// Why the own Node does not say what it should.
@@ -37,12 +39,19 @@ public actor KubernetesInventory: InventorySource {
     /// When the cached inventory was written; nil: what is known came from the server.
     private var cachedAt: Date?
     private var hasAskedForCilium = false
-    private var publishedAt = ContinuousClock.now
+    /// Time since the own Node was last written.
+    private var sincePublished: @Sendable () -> Duration = { .seconds(3600) }
     private var lookups: [PodLookup.Origin: (count: Int64, seconds: Double)] = [:]
     private var published: [String: String] = [:]
     private var wanted: [String: String] = [:]
     private var wantedReports: [PolicyReport] = []
     private var reported: [String: PolicyReport] = [:]
+    /// Pods that a policy selects, by policy, and what was counted then.
+    private var counted: [String: SelectedPods] = [:]
+    /// Says that there may be something to tell others.
+    private let wake: AsyncStream<Void>.Continuation
+    private let wakes: AsyncStream<Void>
+    private let clock: any Clock<Duration>
     private var recorded: Set<ObjectEvent> = []
     private var isCacheStale = false
 
@@ -58,8 +67,10 @@ public actor KubernetesInventory: InventorySource {
 
     public init(
         client: KubernetesClient, nodeName: String, cachePath: String?, readsWholeNodes: Bool = false,
-        ceiling: Double = 30, logger: Logger
+        ceiling: Double = 30, clock: any Clock<Duration> = ContinuousClock(), logger: Logger
     ) {
+        self.clock = clock
+        (wakes, wake) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         self.readsWholeNodes = readsWholeNodes
         self.ceiling = ceiling
         self.client = client
@@ -79,11 +90,12 @@ public actor KubernetesInventory: InventorySource {
                 client: client, resource: resource,
                 fieldSelector: resource == .pods ? "spec.nodeName=\(nodeName)" : "",
                 metadataOnly: resource == .namespaces || (resource == .nodes && !readsWholeNodes), ceiling: ceiling,
-                logger: logger)
+                clock: clock, logger: logger)
             tasks.append(Task { await watch.run { await self.take($0, of: resource) } })
         }
         tasks.append(Task { await self.readCiliumConfig() })
         tasks.append(Task { await self.keepPublished() })
+        tasks.append(Task { await self.keepCounted() })
         tasks.append(Task { await self.keepCache() })
         let end = ContinuousClock.now + .milliseconds(Int64(seconds * 1000))
         var hasTold = false
@@ -129,12 +141,12 @@ public actor KubernetesInventory: InventorySource {
                 problems[.configMaps] = nil
                 if found != nil { return }
                 // Cilium may be installed later.
-                try? await Task.sleep(for: .seconds(300))
+                try? await clock.sleep(for: .seconds(300))
             } catch {
                 if Task.isCancelled { return }
                 hasAskedForCilium = true
                 problems[.configMaps] = "ConfigMap kube-system/cilium-config: \(error)"
-                try? await Task.sleep(for: backoff.wait())
+                try? await clock.sleep(for: backoff.wait())
             }
         }
     }
@@ -231,6 +243,7 @@ public actor KubernetesInventory: InventorySource {
 
     /// Puts what has changed into the inventory.
     private func refresh(_ resource: Resource, _ keys: Set<String>) {
+        for key in keys { malformed["\(resource) \(key)"] = entries[resource]?[key]?.problem }
         switch resource {
         case .nodes, .ciliumNodes:
             for key in keys {
@@ -240,6 +253,7 @@ public actor KubernetesInventory: InventorySource {
                 let name = String(key.dropFirst())
                 known.nodes[name] = merged
                 nodeProblems[name] = found.isEmpty ? nil : found
+                if name == nodeName { wake.yield() }
             }
         case .pods:
             known.pods = objects(.pods) { if case .pod(let pod) = $0 { pod } else { nil } }
@@ -277,9 +291,8 @@ public actor KubernetesInventory: InventorySource {
     public func inventory() -> Inventory {
         var inventory = known
         inventory.problems =
-            KubernetesInventory.watched.flatMap { resource in
-                (entries[resource] ?? [:]).values.compactMap(\.problem)
-            }.sorted { $0.description < $1.description } + nodeProblems.sorted { $0.key < $1.key }.flatMap(\.value)
+            malformed.values.sorted { $0.description < $1.description }
+            + nodeProblems.sorted { $0.key < $1.key }.flatMap(\.value)
         return inventory
     }
 
@@ -361,56 +374,88 @@ public actor KubernetesInventory: InventorySource {
 
     static let manager = "culvertd"
 
-    public func publish(annotations: [String: String]) { wanted = annotations }
+    public func publish(annotations: [String: String]) {
+        wanted = annotations
+        wake.yield()
+    }
 
-    /// The Node lacks what was said: somebody has taken it away, or the Node was made anew. The watch needs a moment to
-    /// tell of our own words.
+    /// The Node lacks what was said: somebody has taken it away, or the Node was made anew.
     private var isForgotten: Bool {
-        guard ContinuousClock.now - publishedAt > .seconds(5), let node = known.nodes[nodeName] else { return false }
+        guard let node = known.nodes[nodeName] else { return false }
         return wanted.contains { $0.key != "kilo.squat.ai/last-seen" && node.annotations[$0.key] != $0.value }
     }
+
+    /// The watch needs a moment to tell of our own words.
+    private static let echoPatience = Duration.seconds(5)
 
     /// Says what is wanted, when it differs from what was said last; nothing periodic.
     private func keepPublished() async {
         var backoff = Backoff(first: 0.2, ceiling: 30)
-        while !Task.isCancelled {
-            await writeReports()
+        for await _ in wakes {
+            var retry = await writeReports()
             let annotations = wanted
-            if annotations != published || isForgotten, listed.contains(.nodes), known.nodes[nodeName] != nil {
-                do {
-                    try await client.apply(
-                        .nodes, name: nodeName, manager: KubernetesInventory.manager,
-                        .make(
-                            ("apiVersion", .string("v1")), ("kind", .string("Node")),
-                            (
-                                "metadata",
-                                .make(
-                                    ("name", .string(nodeName)),
-                                    (
-                                        "annotations",
-                                        .strings(annotations.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
-                                    ))
-                            )))
-                    published = annotations
-                    publishedAt = .now
-                    backoff.reset()
-                    publishingProblem = nil
-                } catch {
-                    publishingProblem = "the annotations of Node \(nodeName) cannot be written: \(error)"
-                    logger.warning("publishing failed", metadata: ["error": "\(error)"])
-                    try? await Task.sleep(for: backoff.wait(atLeast: (error as? APIError)?.retryAfter))
+            let isEchoDue = sincePublished() > KubernetesInventory.echoPatience
+            if listed.contains(.nodes), known.nodes[nodeName] != nil {
+                if annotations != published || (isForgotten && isEchoDue) {
+                    if let wait = await write(annotations, &backoff) { retry = min(retry ?? wait, wait) }
+                } else if isForgotten {
+                    retry = min(retry ?? KubernetesInventory.echoPatience, KubernetesInventory.echoPatience)
                 }
             }
-            try? await Task.sleep(for: .milliseconds(100))
+            if let retry {
+                try? await clock.sleep(for: retry)
+                wake.yield()
+            }
+            if Task.isCancelled { return }
         }
     }
 
-    public func report(_ policies: [PolicyReport]) { wantedReports = policies }
+    /// - Returns: when to try again; nil where it is done.
+    private func write(_ annotations: [String: String], _ backoff: inout Backoff) async -> Duration? {
+        do {
+            try await client.apply(
+                .nodes, name: nodeName, manager: KubernetesInventory.manager,
+                .make(
+                    ("apiVersion", .string("v1")), ("kind", .string("Node")),
+                    (
+                        "metadata",
+                        .make(
+                            ("name", .string(nodeName)),
+                            (
+                                "annotations",
+                                .strings(annotations.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
+                            ))
+                    )))
+            published = annotations
+            sincePublished = clock.stopwatch()
+            backoff.reset()
+            publishingProblem = nil
+            // Whether it is there by then.
+            return KubernetesInventory.echoPatience
+        } catch {
+            publishingProblem = "the annotations of Node \(nodeName) cannot be written: \(error)"
+            logger.warning("publishing failed", metadata: ["error": "\(error)"])
+            return backoff.wait(atLeast: (error as? APIError)?.retryAfter)
+        }
+    }
+
+    public func report(_ policies: [PolicyReport]) {
+        guard policies != wantedReports else { return }
+        wantedReports = policies
+        wake.yield()
+    }
 
     /// Writes the status of policies that differ from what was written last.
-    private func writeReports() async {
-        let wanted = wantedReports
+    ///
+    /// - Returns: when to try again; nil where it is done.
+    private func writeReports() async -> Duration? {
+        let wanted = wantedReports.map { report in
+            var report = report
+            report.selectedPods = counted[report.name]?.count
+            return report
+        }
         reported = reported.filter { name, _ in wanted.contains { $0.name == name } }
+        var retry: Duration?
         for policy in wanted where reported[policy.name] != policy {
             // Once, whatever comes of it, until there is something else to say.
             reported[policy.name] = policy
@@ -425,6 +470,7 @@ public actor KubernetesInventory: InventorySource {
                             "status",
                             .make(
                                 ("activeGateways", .array(policy.activeGateways.map { .string($0) })),
+                                ("selectedPods", policy.selectedPods.map { .integer(Int64($0)) }),
                                 ("reason", .string(policy.reason)))
                         )))
             } catch let error as APIError where error.code == 404 {
@@ -433,11 +479,45 @@ public actor KubernetesInventory: InventorySource {
                 logger.warning(
                     "the status of a policy cannot be written",
                     metadata: ["policy": "\(policy.name)", "error": "\(error)"])
-                if (error as? APIError)?.code ?? 0 < 400 || (error as? APIError)?.code ?? 0 >= 429 {
+                let code = (error as? APIError)?.code ?? 0
+                if code < 400 || code >= 429 {
                     reported[policy.name] = nil
-                    try? await Task.sleep(for: .seconds(1))
+                    retry = .seconds(1)
                 }
             }
+        }
+        return retry
+    }
+
+    // MARK: selected pods
+
+    /// Counts the pods that the policies select of which this node is to tell: when a policy is new or has changed, and
+    /// again every ten minutes. Requests of one node in the cluster; no watch, which would be sent every change of
+    /// every pod.
+    private func keepCounted() async {
+        let interval = Duration.seconds(600)
+        var sinceAll = clock.stopwatch()
+        while !Task.isCancelled {
+            let isTime = sinceAll() > interval * Double.random(in: 0.9...1.1)
+            if isTime { sinceAll = clock.stopwatch() }
+            let names = Set(wantedReports.map(\.name))
+            counted = counted.filter { names.contains($0.key) }
+            for policy in known.policies where policy.source == .culvert && names.contains(policy.name) {
+                guard isTime || counted[policy.name]?.selectors != policy.selectors else { continue }
+                do {
+                    let count = try await SelectedPods.count(policy, known, client)
+                    counted[policy.name] = SelectedPods(selectors: policy.selectors, count: count)
+                    wake.yield()
+                } catch {
+                    logger.notice(
+                        "the pods of a policy cannot be counted",
+                        metadata: ["policy": "\(policy.name)", "error": "\(error)"])
+                    // Not before the next round: it is only a figure for people.
+                    counted[policy.name] = SelectedPods(
+                        selectors: policy.selectors, count: counted[policy.name]?.count)
+                }
+            }
+            try? await clock.sleep(for: .seconds(2))
         }
     }
 
@@ -497,7 +577,7 @@ public actor KubernetesInventory: InventorySource {
         while !Task.isCancelled {
             let isWhole = cachedAt == nil && isComplete
             if isWhole && isCacheStale { saveCache() }
-            try? await Task.sleep(for: isWhole ? .seconds(60) : .milliseconds(100))
+            try? await clock.sleep(for: isWhole ? .seconds(60) : .milliseconds(100))
         }
     }
 
@@ -542,6 +622,11 @@ public actor KubernetesInventory: InventorySource {
 
     // MARK: status
 
+    private var renewalProblem: String? {
+        let problem = client.renewalProblem
+        return problem.isEmpty ? nil : "certificates were not read again: \(problem)"
+    }
+
     public func status() -> JSON {
         var members = [
             JSON.Member("source", .string("kubernetes")), JSON.Member("server", .string(client.access.server)),
@@ -566,7 +651,10 @@ public actor KubernetesInventory: InventorySource {
         members.append(
             .init(
                 "problems",
-                .array((problems.values + [publishingProblem].compactMap { $0 }).sorted().map { .string($0) })))
+                .array(
+                    (problems.values + [publishingProblem, renewalProblem].compactMap { $0 }).sorted().map {
+                        .string($0)
+                    })))
         return .object(members)
     }
 }

@@ -24,50 +24,51 @@ struct ResourceWatch: Sendable {
     var pageSize = 500
     /// The longest wait after a failure, seconds.
     var ceiling = 30.0
+    var clock: any Clock<Duration> = ContinuousClock()
     let logger: Logger
 
     /// Until the task is cancelled.
     func run(_ report: @Sendable (Change) async -> Void) async {
         var backoff = Backoff(ceiling: ceiling)
         var version: String?
-        var missingSince: ContinuousClock.Instant?
+        var missingSince: (@Sendable () -> Duration)?
         while !Task.isCancelled {
-            let start = ContinuousClock.now
+            let elapsed = clock.stopwatch()
             do {
                 if version == nil { version = try await list(report) }
                 missingSince = nil
                 try await watch(&version, report)
                 // The server ends a watch when its time is over; one that ends at once is a server in trouble.
-                guard ContinuousClock.now - start > .seconds(1) else {
+                guard elapsed() > .seconds(1) else {
                     throw APIError(code: 0, message: "the server ends the watch at once")
                 }
                 backoff.reset()
-                try await Task.sleep(for: .milliseconds(Int64.random(in: 20...60)))
+                try await clock.sleep(for: .milliseconds(Int64.random(in: 20...60)))
             } catch is CancellationError { return } catch {
                 // It worked for a while: whatever ended it is no reason to wait for long.
-                if ContinuousClock.now - start > .seconds(10) { backoff.reset() }
+                if elapsed() > .seconds(10) { backoff.reset() }
                 let failure = error as? APIError ?? APIError(code: 0, message: "\(error)")
                 if failure.isGone {
                     logger.debug("the server has forgotten what came since: listing again", metadata: meta)
                     version = nil
                     // Thousands of helpers may have been told so at once.
-                    try? await Task.sleep(for: .milliseconds(Int64.random(in: 0...Int64(ceiling * 100))))
+                    try? await clock.sleep(for: .milliseconds(Int64.random(in: 0...Int64(ceiling * 100))))
                 } else if failure.code == 404 && !resource.isBuiltIn {
                     // Its CustomResourceDefinition is not installed: there is none of them. Only a word that lasts counts,
                     // where there were some before: anything on the way may say "not found".
-                    let since = missingSince ?? start
-                    missingSince = since
-                    if version == nil || ContinuousClock.now - since > .seconds(ceiling * 2) {
+                    let missing = missingSince ?? elapsed
+                    missingSince = missing
+                    if version == nil || missing() > .seconds(ceiling * 2) {
                         await report(.missing)
                         version = nil
                     }
-                    try? await Task.sleep(for: .milliseconds(Int64(ceiling * Double.random(in: 2000...4000))))
+                    try? await clock.sleep(for: .milliseconds(Int64(ceiling * Double.random(in: 2000...4000))))
                     continue
                 } else {
                     logger.notice("watching failed", metadata: meta.merging(["error": "\(failure)"]) { a, _ in a })
                     await report(.problem("\(resource): \(failure)"))
                 }
-                try? await Task.sleep(for: backoff.wait(atLeast: failure.retryAfter))
+                try? await clock.sleep(for: backoff.wait(atLeast: failure.retryAfter))
             }
         }
     }

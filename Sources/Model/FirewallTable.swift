@@ -64,6 +64,8 @@ public enum PacketField: Hashable, Sendable {
     case tcpFlags
     /// Raw bits of the transport header (`@th,offset,length`), whole bytes.
     case transport(offset: Int, bits: Int)
+    /// The first bits of an address (`& mask`): its network of that prefix length.
+    indirect case network(PacketField, prefixLength: Int)
 
     public var bytes: Int {
         switch self {
@@ -71,6 +73,7 @@ public enum PacketField: Hashable, Sendable {
         case .layer4Protocol, .tcpFlags, .ipProtocol: 1
         case .udpDestinationPort: 2
         case .transport(_, let bits): bits / 8
+        case .network(let field, _): field.bytes
         }
     }
 }
@@ -109,9 +112,11 @@ public struct FirewallSet: Equatable, Sendable {
     }
     public let name: String
     public let key: Key
-    /// Ranges are allowed.
+    /// Ranges are allowed. The kernel copies an interval set of pairs whole for every change of it; a set without
+    /// ranges is a hash table, whatever its size.
     public let interval: Bool
-    public var elements: Set<Element>
+    /// In order, each once: two sets of thousands are compared and told apart in one pass.
+    public private(set) var elements: [Element]
 
     /// A range of keys; a single one where both ends are equal. For `addressPair` the first part is `pair`.
     public struct Element: Hashable, Sendable, Comparable {
@@ -123,13 +128,55 @@ public struct FirewallSet: Equatable, Sendable {
             self.first = first
             self.last = last
         }
-        public static func < (a: Self, b: Self) -> Bool { (a.pair, a.first, a.last) < (b.pair, b.first, b.last) }
+        public static func < (a: Self, b: Self) -> Bool {
+            let (one, other) = (UInt64(a.pair) << 32 | UInt64(a.first), UInt64(b.pair) << 32 | UInt64(b.first))
+            return one != other ? one < other : a.last < b.last
+        }
     }
 
-    public init(name: String, key: Key, interval: Bool, elements: Set<Element>) {
+    public init(name: String, key: Key, interval: Bool, elements: [Element]) {
         self.name = name
         self.key = key
         self.interval = interval
-        self.elements = elements
+        var list = elements
+        if key != .addressPair || interval {
+            list.sort()
+        } else if !zip(list, list.dropFirst()).allSatisfy({ $0 <= $1 }) {
+            // Thousands, and numbers are quicker to sort.
+            var numbers = list.map { UInt64($0.pair) << 32 | UInt64($0.first) }
+            numbers.sort()
+            for (index, number) in numbers.enumerated() {
+                let address = UInt32(truncatingIfNeeded: number)
+                list[index] = Element(pair: UInt32(number >> 32), first: address, last: address)
+            }
+        }
+        var last: Element?
+        list.removeAll { element in
+            defer { last = element }
+            return element == last
+        }
+        self.elements = list
+    }
+
+    /// What two lists in order do not share, in one pass.
+    public static func difference(
+        _ before: [Element], _ after: [Element]
+    ) -> (added: [Element], removed: [Element]) {
+        var added: [Element] = []
+        var removed: [Element] = []
+        var (old, new) = (before.startIndex, after.startIndex)
+        while old < before.endIndex || new < after.endIndex {
+            if new == after.endIndex || (old < before.endIndex && before[old] < after[new]) {
+                removed.append(before[old])
+                old += 1
+            } else if old == before.endIndex || after[new] < before[old] {
+                added.append(after[new])
+                new += 1
+            } else {
+                old += 1
+                new += 1
+            }
+        }
+        return (added, removed)
     }
 }

@@ -5,6 +5,7 @@ import Jansson
 public struct HostState: Equatable, Sendable {
     public var links: [Link] = []
     public var nextHops: [NextHop] = []
+    /// In order (`Route.isBefore`).
     public var routes: [Route] = []
     public var rules: [Rule] = []
     public var neighbours: [Neighbour] = []
@@ -148,6 +149,13 @@ public struct Route: Hashable, Sendable {
         self.destination = destination
         self.kind = kind
         self.metric = metric
+    }
+
+    /// The order of routes in a plan: by what the kernel allows only once.
+    public static func isBefore(_ a: Route, _ b: Route) -> Bool {
+        if a.table != b.table { return a.table < b.table }
+        if a.destination != b.destination { return a.destination < b.destination }
+        return a.metric < b.metric
     }
 }
 

@@ -100,13 +100,17 @@ public struct IPNetwork: Hashable, Sendable, Comparable, CustomStringConvertible
         let length = max(0, min(prefixLength, address.family.bits))
         self.prefixLength = length
         if address.family == .v4 {
-            let mask: UInt64 = length == 0 ? 0 : (0xFFFF_FFFF << UInt64(32 - length)) & 0xFFFF_FFFF
-            self.address = IPAddress(family: .v4, high: 0, low: address.low & mask)
+            self.address = IPAddress(family: .v4, high: 0, low: address.low & UInt64(IPNetwork.maskV4(length)))
         } else {
             let high: UInt64 = length == 0 ? 0 : length >= 64 ? .max : .max << UInt64(64 - length)
             let low: UInt64 = length <= 64 ? 0 : length == 128 ? .max : .max << UInt64(128 - length)
             self.address = IPAddress(family: .v6, high: address.high & high, low: address.low & low)
         }
+    }
+
+    /// The mask of an IPv4 prefix length (0...32), host order.
+    public static func maskV4(_ prefixLength: Int) -> UInt32 {
+        prefixLength == 0 ? 0 : UInt32.max << UInt32(32 - prefixLength)
     }
 
     /// One host.

@@ -29,6 +29,9 @@ public struct Node: Equatable, Sendable {
 
     public init(name: String) { storage = Storage(Fields(name: name)) }
 
+    /// The same object, not only an equal one: known at a glance.
+    public func isIdentical(to other: Node) -> Bool { storage === other.storage }
+
     public static func == (a: Node, b: Node) -> Bool { a.storage === b.storage || a.storage.fields == b.storage.fields }
 
     public var name: String {
@@ -69,8 +72,21 @@ public struct Node: Equatable, Sendable {
 
     /// Every address of the node.
     public var addresses: [IPAddress] { internalIPs + externalIPs + overlayAddresses }
-    public var overlayV4: IPAddress? { overlayAddresses.first { $0.family == .v4 } }
-    public var nodeV4: IPAddress? { internalIPs.first { $0.family == .v4 } }
+    public var overlayV4: IPAddress? {
+        for address in storage.fields.overlayAddresses where address.family == .v4 { return address }
+        return nil
+    }
+    public var nodeV4: IPAddress? {
+        for address in storage.fields.internalIPs where address.family == .v4 { return address }
+        return nil
+    }
+    /// The pod CIDRs and every address as a network of its own. No list is made: thousands of nodes are asked.
+    public func forEachNetwork(_ body: (IPNetwork) -> Void) {
+        for network in storage.fields.podCIDRs { body(network) }
+        for address in storage.fields.internalIPs { body(IPNetwork(host: address)) }
+        for address in storage.fields.externalIPs { body(IPNetwork(host: address)) }
+        for address in storage.fields.overlayAddresses { body(IPNetwork(host: address)) }
+    }
 }
 
 /// `v1` Pod.
@@ -98,14 +114,14 @@ public struct Pod: Equatable, Sendable {
 }
 
 /// `metav1.LabelSelector`.
-public struct LabelSelector: Equatable, Sendable {
+public struct LabelSelector: Hashable, Sendable {
     public enum Operator: String, Sendable {
         case isIn = "In"
         case notIn = "NotIn"
         case exists = "Exists"
         case doesNotExist = "DoesNotExist"
     }
-    public struct Requirement: Equatable, Sendable {
+    public struct Requirement: Hashable, Sendable {
         public let key: String
         public let operation: Operator
         public let values: [String]
@@ -138,6 +154,33 @@ public struct LabelSelector: Equatable, Sendable {
             if !holds { return false }
         }
         return true
+    }
+}
+
+/// Labels that no object has, and that Cilium derives and its users select by (Cilium, "Labels").
+public enum DerivedLabels {
+    static let podNamespace = "io.kubernetes.pod.namespace"
+    public static let serviceAccount = "io.cilium.k8s.policy.serviceaccount"
+    public static let namespaceLabelPrefix = "io.cilium.k8s.namespace.labels."
+
+    public static func isDerived(_ key: String) -> Bool {
+        key == podNamespace || key == serviceAccount || key.hasPrefix(namespaceLabelPrefix)
+    }
+
+    /// A pod's labels with the derived ones. Empty strings: not known.
+    public static func pod(
+        _ labels: [String: String], namespace: String, namespaceLabels: [String: String], serviceAccount: String
+    ) -> [String: String] {
+        var labels = labels
+        if !namespace.isEmpty { labels[podNamespace] = namespace }
+        if !serviceAccount.isEmpty { labels[DerivedLabels.serviceAccount] = serviceAccount }
+        for (key, value) in namespaceLabels { labels[namespaceLabelPrefix + key] = value }
+        return labels
+    }
+
+    /// A namespace's labels with its name, which every API server sets since 1.21; a hand-written inventory may lack it.
+    public static func namespace(_ labels: [String: String], name: String) -> [String: String] {
+        name.isEmpty ? labels : labels.merging(["kubernetes.io/metadata.name": name]) { _, new in new }
     }
 }
 

@@ -51,39 +51,57 @@ enum EgressPolicyRoutes {
         return verdicts.sorted { $0.0 < $1.0 }
     }
 
-    /// The networks that no other of them contains, sorted.
+    /// The networks that no other of them contains, sorted. All are of one family.
     static func outermost(_ networks: [IPNetwork]) -> [IPNetwork] {
         var result: [IPNetwork] = []
-        // Sorted by address and then length, a network comes right after what contains it.
-        for network in Set(networks).sorted() {
+        result.reserveCapacity(networks.count)
+        // Sorted by address and then length, a network comes right after what contains it, or is the same.
+        for network in inOrder(networks) {
             if let last = result.last, last.contains(network) { continue }
             result.append(network)
         }
         return result
     }
 
+    /// By address and length. Every address of every node may be among them, and numbers are quicker to sort.
+    private static func inOrder(_ networks: [IPNetwork]) -> [IPNetwork] {
+        guard networks.allSatisfy({ $0.family == .v4 }) else { return networks.sorted() }
+        return networks.map { UInt64($0.address.v4Value) << 8 | UInt64($0.prefixLength) }.sorted().map {
+            IPNetwork(IPAddress(v4: UInt32($0 >> 8)), prefixLength: Int($0 & 0xFF))
+        }
+    }
+
     /// The IPv4 ranges that the verdicts claim, disjoint and not adjacent, in order.
     static func claimedRanges(_ verdicts: [(prefix: IPNetwork, verdict: Verdict)]) -> [ClosedRange<UInt32>] {
-        // Sorted by address, then length: a later prefix lies inside an earlier one or behind it. Paint them in order.
-        var segments: [(first: UInt64, last: UInt64, claimed: Bool)] = []
-        for (prefix, verdict) in verdicts where prefix.family == .v4 {
-            let first = UInt64(prefix.address.v4Value)
-            let last = UInt64(prefix.lastV4)
-            var claimed = false
-            if case .claimed = verdict { claimed = true }
-            if let index = segments.lastIndex(where: { $0.first <= first && $0.last >= last }) {
-                let outer = segments[index]
-                var parts: [(UInt64, UInt64, Bool)] = []
-                if outer.first < first { parts.append((outer.first, first - 1, outer.claimed)) }
-                parts.append((first, last, claimed))
-                if outer.last > last { parts.append((last + 1, outer.last, outer.claimed)) }
-                segments.replaceSubrange(index...index, with: parts.map { (first: $0.0, last: $0.1, claimed: $0.2) })
-            } else {
-                segments.append((first, last, claimed))
+        // Sorted by address, then length: a later prefix lies inside an earlier one or behind it. What is open is a stack.
+        var ranges: [ClosedRange<UInt32>] = []
+        var open: [(last: UInt64, isClaimed: Bool)] = []
+        var position: UInt64 = 0
+        /// What the innermost open prefix says up to there.
+        func paint(upTo end: UInt64) {
+            guard let innermost = open.last, position < end else { return }
+            if innermost.isClaimed { ranges.append(UInt32(position)...UInt32(end - 1)) }
+        }
+        func close(before first: UInt64) {
+            while let innermost = open.last, innermost.last < first {
+                paint(upTo: innermost.last + 1)
+                position = max(position, innermost.last + 1)
+                open.removeLast()
             }
         }
-        return IPRanges.merge(
-            segments.filter(\.claimed).map { UInt32($0.first)...UInt32($0.last) })
+        for (prefix, verdict) in verdicts where prefix.family == .v4 {
+            let first = UInt64(prefix.address.v4Value)
+            close(before: first)
+            paint(upTo: first)
+            position = first
+            if case .claimed = verdict {
+                open.append((UInt64(prefix.lastV4), true))
+            } else {
+                open.append((UInt64(prefix.lastV4), false))
+            }
+        }
+        close(before: .max)
+        return IPRanges.merge(ranges)
     }
 }
 

@@ -84,48 +84,45 @@ enum GatewayFirewall {
     }
 
     static func table(
-        tunnels: TunnelLinks, node: Node?, peers: [Node], serving: [GatewayEgress], podSets: [PodSet],
+        tunnels: TunnelLinks, node: Node?, index: NodeIndex, serving: [GatewayEgress], podSets: [PodSet],
         overlay: Configuration.Overlay = .cilium, mesh: MeshPlan? = nil
     ) -> FirewallTable {
         var sets: [FirewallSet] = []
         let local = tunnels.local
-        func outer(_ node: Node) -> IPAddress? { MeshPlan.outerAddress(node, overlay: overlay) }
-        func own(_ node: Node) -> [IPNetwork] { node.podCIDRs + node.addresses.map { IPNetwork(host: $0) } }
-        sets.append(
-            sourceSet(
-                "tunnel_peers",
-                peers.compactMap { peer in outer(peer).map { ($0, own(peer)) } } + (mesh?.tunnelSources ?? [])))
-        sets.append(sourceSet("tunnel_self", node.map { [(local, own($0))] } ?? []))
-        sets.append(
-            FirewallSet(
-                name: "tunnel_outer", key: .address, interval: false,
-                elements: Set(peers.compactMap { outer($0)?.v4Value }.map { .init(first: $0, last: $0) })))
-        let keys = serving.map(\.identity).filter { $0 != .defaultAddress }
-        sets.append(
-            FirewallSet(
-                name: "egress_keys", key: .number, interval: false,
-                elements: Set(keys.map { .init(first: $0.key, last: $0.key) })))
+        // What only gateways and members of a mesh need: a node that receives nothing is spared every other node's change.
+        let receives = !serving.isEmpty || mesh != nil
+        let sources =
+            receives ? InnerSources(node: node, index: index, local: local, overlay: overlay, mesh: mesh) : nil
+        if let sources {
+            sets += sources.sets
+            let keys = serving.map(\.identity).filter { $0 != .defaultAddress }
+            sets.append(
+                FirewallSet(
+                    name: "egress_keys", key: .number, interval: false,
+                    elements: keys.map { .init(first: $0.key, last: $0.key) }))
+        }
         for set in podSets {
             sets.append(
                 FirewallSet(
                     name: "pods_\(set.table)", key: .address, interval: false,
-                    elements: Set(set.pods.map { .init(first: $0.v4Value, last: $0.v4Value) })))
+                    elements: set.pods.map { .init(first: $0.v4Value, last: $0.v4Value) }))
             sets.append(
                 FirewallSet(
                     name: "dst_\(set.table)", key: .address, interval: true,
-                    elements: Set(set.destinations.map { .init(first: $0.lowerBound, last: $0.upperBound) })))
+                    elements: set.destinations.map { .init(first: $0.lowerBound, last: $0.upperBound) }))
         }
         // Pods of other nodes, whose connections leave here: both directions of their handshakes pass the forward hook.
-        sets.append(
-            FirewallSet(
-                name: "remote_pods", key: .address, interval: true,
-                elements: Set(
-                    IPRanges.of((peers + (node.map { [$0] } ?? [])).flatMap(\.podCIDRs)).map {
-                        .init(first: $0.lowerBound, last: $0.upperBound)
-                    })))
+        if receives {
+            let ranges = index.podRanges.map { UInt32($0 >> 32)...UInt32(truncatingIfNeeded: $0) }
+            sets.append(
+                FirewallSet(
+                    name: "remote_pods", key: .address, interval: true,
+                    elements: IPRanges.merge(ranges).map { .init(first: $0.lowerBound, last: $0.upperBound) }))
+        }
 
         var chains = [
-            inputChain(tunnels: tunnels, local: local, serving: serving, overlay: overlay, mesh: mesh != nil)
+            inputChain(
+                tunnels: tunnels, local: local, serving: serving, overlay: overlay, mesh: mesh != nil, sources: sources)
         ]
         chains.append(
             FirewallChain(
@@ -160,18 +157,54 @@ enum GatewayFirewall {
     }
 
     /// Outer source and the inner sources that it may send: its pod CIDRs, its own node and overlay addresses, and what
-    /// lies behind it.
-    private static func sourceSet(
-        _ name: String, _ senders: [(outer: IPAddress, networks: [IPNetwork])]
-    ) -> FirewallSet {
-        var elements: Set<FirewallSet.Element> = []
-        let byOuter = Dictionary(senders.map { ($0.outer, $0.networks) }, uniquingKeysWith: +)
-        for (outer, networks) in byOuter where outer.family == .v4 {
-            for range in IPRanges.of(networks) {
-                elements.insert(.init(pair: outer.v4Value, first: range.lowerBound, last: range.upperBound))
+    /// lies behind it. One set per prefix length that occurs, which are few: each is a hash table, so that one node's
+    /// change costs the kernel the same in a cluster of any size.
+    private struct InnerSources {
+        /// The sets of one kind of sender, by prefix length, the longest first.
+        struct Group {
+            let name: String
+            let prefixLengths: [Int]
+            let sets: [FirewallSet]
+            func setName(_ prefixLength: Int) -> String { "\(name)_\(prefixLength)" }
+
+            /// - Parameter pairs: outer and inner source, 32 bits each, by prefix length.
+            init(_ name: String, _ pairs: [[UInt64]]) {
+                self.name = name
+                prefixLengths = (0...32).reversed().filter { !pairs[$0].isEmpty }
+                sets = prefixLengths.map { length in
+                    FirewallSet(
+                        name: "\(name)_\(length)", key: .addressPair, interval: false,
+                        elements: pairs[length].map { pair in
+                            let inner = UInt32(truncatingIfNeeded: pair)
+                            return .init(pair: UInt32(pair >> 32), first: inner, last: inner)
+                        })
+                }
             }
         }
-        return FirewallSet(name: name, key: .addressPair, interval: true, elements: elements)
+        let peers: Group
+        let own: Group
+        /// Outer sources of all peers.
+        let outer: FirewallSet
+
+        init(node: Node?, index: NodeIndex, local: IPAddress, overlay: Configuration.Overlay, mesh: MeshPlan?) {
+            func add(_ network: IPNetwork, _ outer: IPAddress, to pairs: inout [[UInt64]]) {
+                guard network.family == .v4, outer.family == .v4 else { return }
+                pairs[network.prefixLength].append(
+                    UInt64(outer.v4Value) << 32 | UInt64(network.address.v4Value))
+            }
+            outer = FirewallSet(
+                name: "tunnel_outer", key: .address, interval: false,
+                elements: index.outerAddresses.map { .init(first: $0, last: $0) })
+            var pairs = index.innerSources
+            for source in mesh?.tunnelSources ?? [] {
+                for network in source.networks { add(network, source.outer, to: &pairs) }
+            }
+            peers = Group("tunnel_peers", pairs)
+            var own = [[UInt64]](repeating: [], count: 33)
+            node?.forEachNetwork { add($0, local, to: &own) }
+            self.own = Group("tunnel_self", own)
+        }
+        var sets: [FirewallSet] { peers.sets + own.sets + [outer] }
     }
 
     /// One kind of tunnel packet as the input hook sees it.
@@ -187,7 +220,8 @@ enum GatewayFirewall {
 
     /// Judges tunnel packets on the outer packet, while both headers can be seen.
     private static func inputChain(
-        tunnels: TunnelLinks, local: IPAddress, serving: [GatewayEgress], overlay: Configuration.Overlay, mesh: Bool
+        tunnels: TunnelLinks, local: IPAddress, serving: [GatewayEgress], overlay: Configuration.Overlay, mesh: Bool,
+        sources: InnerSources?
     ) -> FirewallChain {
         // Without an overlay there is no telling by which interface a peer's packets come.
         let fromPeers: [FirewallStatement] =
@@ -205,19 +239,21 @@ enum GatewayFirewall {
                 default: false
                 }
             let base = toUs + envelope.match
-            func accepting(_ interface: [FirewallStatement], _ set: String) -> [FirewallStatement] {
-                let source = FirewallStatement.lookup([.sourceAddress, envelope.innerSource], set: set, negated: false)
-                return base + interface + envelope.wellFormed + [source, .counter, .accept]
+            func accept(_ interface: [FirewallStatement], _ group: InnerSources.Group, _ comment: String) {
+                for length in group.prefixLengths {
+                    let inner =
+                        length == 32 ? envelope.innerSource : .network(envelope.innerSource, prefixLength: length)
+                    let source = FirewallStatement.lookup(
+                        [.sourceAddress, inner], set: group.setName(length), negated: false)
+                    rules.append(
+                        FirewallRule(
+                            base + interface + envelope.wellFormed + [source, .counter, .accept],
+                            comment: "\(envelope.name): \(comment), /\(length)"))
+                }
             }
-            if served {
-                rules.append(
-                    FirewallRule(
-                        accepting(fromPeers, "tunnel_peers"),
-                        comment: "\(envelope.name): from peers"))
-                rules.append(
-                    FirewallRule(
-                        accepting([.incoming("lo", prefix: false, negated: false)], "tunnel_self"),
-                        comment: "\(envelope.name): from self"))
+            if served, let sources {
+                accept(fromPeers, sources.peers, "from peers")
+                accept([.incoming("lo", prefix: false, negated: false)], sources.own, "from self")
                 if let devices = overlayDevices(overlay) {
                     rules.append(
                         FirewallRule(

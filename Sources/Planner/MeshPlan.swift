@@ -346,8 +346,9 @@ public struct MeshPlan {
         return [
             FirewallSet(
                 name: MeshPlan.locationSet, key: .address, interval: true,
-                elements: Set(
-                    IPRanges.of(segment.allowedLocationIPs).map { .init(first: $0.lowerBound, last: $0.upperBound) }))
+                elements: IPRanges.of(segment.allowedLocationIPs).map {
+                    .init(first: $0.lowerBound, last: $0.upperBound)
+                })
         ]
     }
 

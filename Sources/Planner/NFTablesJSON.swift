@@ -37,7 +37,7 @@ enum NFTablesJSON {
     private static func render(_ set: FirewallSet) -> JSON {
         let type: JSON =
             set.key == .addressPair ? .array([.string("ipv4_addr"), .string("ipv4_addr")]) : .string("ipv4_addr")
-        let elements = set.elements.sorted().map { element -> JSON in
+        let elements = set.elements.map { element -> JSON in
             let value = range(element.first, element.last)
             return set.key == .addressPair
                 ? .make(("concat", .array([.string("\(IPAddress(v4: element.pair))"), value]))) : value
@@ -72,7 +72,7 @@ enum NFTablesJSON {
             ))
     }
 
-    private static func field(_ field: PacketField) -> JSON {
+    private static func render(_ field: PacketField) -> JSON {
         func payload(_ name: String, _ part: String) -> JSON {
             .make(("payload", .make(("protocol", .string(name)), ("field", .string(part)))))
         }
@@ -90,6 +90,8 @@ enum NFTablesJSON {
                     .make(
                         ("base", .string("th")), ("offset", .integer(Int64(offset))), ("len", .integer(Int64(bits))))
                 ))
+        case .network(let address, let prefixLength):
+            return .make(("&", .array([render(address), .integer(Int64(IPNetwork.maskV4(prefixLength)))])))
         }
     }
 
@@ -134,17 +136,17 @@ enum NFTablesJSON {
                 case .ipProtocol: right = .string(value == 47 ? "gre" : "ipencap")
                 default: right = .integer(Int64(value))
                 }
-                result.append(match(field(part), right, negated: negated))
+                result.append(match(render(part), right, negated: negated))
             case .tcpSyn:
                 result.append(
                     match(
                         .make(
                             (
                                 "&",
-                                .array([field(.tcpFlags), .array([.string("syn"), .string("rst")])])
+                                .array([render(.tcpFlags), .array([.string("syn"), .string("rst")])])
                             )), .string("syn")))
             case .lookup(let fields, let set, let negated):
-                let left = fields.count == 1 ? field(fields[0]) : .make(("concat", .array(fields.map(field))))
+                let left = fields.count == 1 ? render(fields[0]) : .make(("concat", .array(fields.map { render($0) })))
                 result.append(match(left, .string("@\(set)"), negated: negated))
             case .counter: result.append(.make(("counter", .null)))
             case .accept: result.append(.make(("accept", .null)))

@@ -60,12 +60,11 @@ public struct PolicyPlan: Equatable, Sendable {
 }
 
 public enum Planner {
-    /// By table, destination and metric. Thousands of routes: their numbers are sorted, which are easier to move.
+    /// By table, destination and metric (`Route.isBefore`). Thousands of routes: their numbers are sorted, which are
+    /// easier to move, and not even those where nothing is to be done.
     private static func inOrder(_ routes: [Route]) -> [Route] {
-        routes.indices.sorted { a, b in
-            (routes[a].table, routes[a].destination, routes[a].metric)
-                < (routes[b].table, routes[b].destination, routes[b].metric)
-        }.map { routes[$0] }
+        if zip(routes, routes.dropFirst()).allSatisfy({ !Route.isBefore($1, $0) }) { return routes }
+        return routes.indices.sorted { Route.isBefore(routes[$0], routes[$1]) }.map { routes[$0] }
     }
 
     /// Destinations that always keep their normal path, whatever the cluster looks like.
@@ -82,12 +81,26 @@ public enum Planner {
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
         gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs()
     ) -> Plan {
+        var index = NodeIndex()
+        return plan(
+            configuration: configuration, localFacts: facts, inventory: inventory, attachments: attachments,
+            gatewayHealth: gatewayHealth, previousIDs: previousIDs, index: &index)
+    }
+
+    /// The same plan, sooner where few nodes have changed since the index was last used.
+    public static func plan(
+        configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
+        gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs(),
+        index: inout NodeIndex
+    ) -> Plan {
         var plan = Plan()
         var inventory = inventory
         inventory.nodes = MeshPlan.withOwnFacts(inventory, facts: facts)
+        index.update(inventory, nodeName: facts.nodeName, overlay: configuration.overlay)
         let node = inventory.nodes[facts.nodeName]
         let assignment = PolicyAssignment(
-            configuration: configuration, nodeName: facts.nodeName, inventory: inventory, health: gatewayHealth)
+            configuration: configuration, nodeName: facts.nodeName, inventory: inventory, health: gatewayHealth,
+            index: &index)
         plan.warnings = warnings(facts: facts, inventory: inventory, node: node)
 
         let choices = attachments.sorted { $0.id < $1.id }.map { ($0, assignment.policies(for: $0)) }
@@ -215,12 +228,12 @@ public enum Planner {
         let kept =
             setsByKey.isEmpty
             ? []
-            : keptNetworks(configuration: configuration, inventory: inventory, local: local)
+            : keptNetworks(configuration: configuration, inventory: inventory, local: local, index: index)
                 + (mesh?.keptNetworks ?? [])
         var podSets: [GatewayFirewall.PodSet] = []
         var verdictsByKey: [String: [(prefix: IPNetwork, verdict: EgressPolicyRoutes.Verdict)]] = [:]
-        for (key, policies) in setsByKey.sorted(by: { $0.key < $1.key }) {
-            guard let table = plan.ids.tables[key] else { continue }
+        let tables = setsByKey.compactMap { key, policies in plan.ids.tables[key].map { (table: $0, key, policies) } }
+        for (table, key, policies) in tables.sorted(by: { $0.table < $1.table }) {
             let verdicts = EgressPolicyRoutes.verdicts(
                 policies: policies.map(\.policy), kept: kept, family: .v4)
             verdictsByKey[key] = verdicts
@@ -272,9 +285,8 @@ public enum Planner {
                 < ($1.priority, $1.incoming ?? "", $1.source?.address.low ?? 0)
         }
 
-        let peers = inventory.nodes.values.filter { $0.name != facts.nodeName }
         plan.host.firewall = GatewayFirewall.table(
-            tunnels: tunnels, node: node, peers: peers, serving: served,
+            tunnels: tunnels, node: node, index: index, serving: served,
             podSets: podSets.sorted { $0.table < $1.table }, overlay: configuration.overlay, mesh: mesh)
 
         // What each attachment and each policy got.
@@ -350,13 +362,12 @@ public enum Planner {
     }
 
     /// Pod CIDRs, every address of every node, services, the API server, and what the configuration adds.
-    static func keptNetworks(configuration: Configuration, inventory: Inventory, local: IPAddress) -> [IPNetwork] {
+    private static func keptNetworks(
+        configuration: Configuration, inventory: Inventory, local: IPAddress, index: NodeIndex
+    ) -> [IPNetwork] {
         var kept = alwaysKept + configuration.serviceCIDRs + configuration.excludedCIDRs
         kept.append(IPNetwork(host: local))
-        for node in inventory.nodes.values {
-            kept += node.podCIDRs
-            kept += node.addresses.map { IPNetwork(host: $0) }
-        }
+        kept += index.networks.lazy.map(NodeIndex.network)
         for key in ["ipv4-service-range", "ipv6-service-range", "k8s-service-cidr"] {
             if let network = inventory.cilium?.data[key].flatMap({ IPNetwork($0) }) { kept.append(network) }
         }

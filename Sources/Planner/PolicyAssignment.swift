@@ -19,7 +19,10 @@ struct PolicyAssignment {
     private let inventory: Inventory
     private let nodeName: String
 
-    init(configuration: Configuration, nodeName: String, inventory: Inventory, health: GatewayHealth) {
+    init(
+        configuration: Configuration, nodeName: String, inventory: Inventory, health: GatewayHealth,
+        index: inout NodeIndex
+    ) {
         self.inventory = inventory
         self.nodeName = nodeName
         var active: [Assigned] = []
@@ -40,7 +43,8 @@ struct PolicyAssignment {
                 continue
             }
             egressByKey[wireKey] = (policy.egress, policy.name)
-            let gateway = PolicyAssignment.gateway(of: policy, inventory: inventory, health: health)
+            // The first by name that is up.
+            let gateway = index.gateways(policy.gatewaySelector).first { !health.down.contains($0) }
             // Only pods are out of reach of the routing rules; as a gateway such a node does its work.
             if let skipped, gateway != nodeName {
                 refused.append((policy, skipped))
@@ -50,15 +54,6 @@ struct PolicyAssignment {
         }
         self.active = active
         self.refused = refused
-    }
-
-    /// The first node by name that the policy's gateway selector matches, that is up and has an overlay address.
-    static func gateway(of policy: EgressPolicy, inventory: Inventory, health: GatewayHealth) -> String? {
-        inventory.nodes.values
-            .filter {
-                policy.gatewaySelector.matches($0.labels) && $0.overlayV4 != nil && !health.down.contains($0.name)
-            }
-            .map(\.name).min()
     }
 
     enum Choice: Equatable {
@@ -125,22 +120,14 @@ struct PolicyAssignment {
 
     /// The pod's labels, and those that Cilium derives and its users select by.
     private func podLabels(_ attachment: Attachment, pod: Pod?) -> [String: String] {
-        var labels = pod?.labels ?? attachment.labels
-        if !attachment.podNamespace.isEmpty { labels["io.kubernetes.pod.namespace"] = attachment.podNamespace }
-        if let account = pod?.serviceAccount, !account.isEmpty {
-            labels["io.cilium.k8s.policy.serviceaccount"] = account
-        }
-        for (key, value) in inventory.namespaces[attachment.podNamespace] ?? [:] {
-            labels["io.cilium.k8s.namespace.labels.\(key)"] = value
-        }
-        return labels
+        DerivedLabels.pod(
+            pod?.labels ?? attachment.labels, namespace: attachment.podNamespace,
+            namespaceLabels: inventory.namespaces[attachment.podNamespace] ?? [:],
+            serviceAccount: pod?.serviceAccount ?? "")
     }
 
     private func namespaceLabels(_ name: String) -> [String: String] {
-        var labels = inventory.namespaces[name] ?? [:]
-        // Set by every API server since 1.21; a hand-written inventory may lack it.
-        if !name.isEmpty { labels["kubernetes.io/metadata.name"] = name }
-        return labels
+        DerivedLabels.namespace(inventory.namespaces[name] ?? [:], name: name)
     }
 }
 

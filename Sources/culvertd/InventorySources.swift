@@ -30,10 +30,16 @@ enum InventorySources {
             await inventory.start()
             return inventory
         case .etcd:
+            let own =
+                settings.etcdEndpoints.isEmpty
+                ? try EtcdConfiguration(contentsOf: settings.etcdConfiguration)
+                : try EtcdConfiguration(
+                    endpoints: settings.etcdEndpoints,
+                    files: .init(
+                        certificateAuthority: settings.etcdAuthorityFile, certificate: settings.etcdCertificateFile,
+                        key: settings.etcdKeyFile))
             var clusters = [
-                EtcdInventory.Cluster(
-                    name: settings.clusterName,
-                    configuration: try EtcdConfiguration(contentsOf: settings.etcdConfiguration))
+                EtcdInventory.Cluster(name: settings.clusterName, configuration: own, prefix: settings.etcdPrefix)
             ]
             if let directory = settings.clusterMesh {
                 // A file each, named like the cluster; keys and certificates beside them have other endings.
@@ -43,7 +49,10 @@ enum InventorySources {
                         .init(name: name, configuration: try EtcdConfiguration(contentsOf: "\(directory)/\(name)")))
                 }
             }
-            let inventory = try EtcdInventory(clusters: clusters, directory: settings.inventoryPath, logger: logger)
+            mkdir(stateDirectory, 0o750)
+            let inventory = try EtcdInventory(
+                clusters: clusters, directory: settings.inventoryPath, cachePath: stateDirectory + "/etcd-nodes.json",
+                logger: logger)
             await inventory.start()
             return inventory
         }

@@ -4,9 +4,8 @@ import Testing
 @testable import Etcd
 
 @Suite struct CiliumNodeRecordTests {
-    static let key = "cilium/state/nodes/v1/default/n1"
-    static func record(_ text: String, key: String = key) throws -> CiliumNodeRecord {
-        try CiliumNodeRecord(key: key, value: Array(text.utf8))
+    static func record(_ text: String, name: String = "n1") throws -> CiliumNodeRecord {
+        try CiliumNodeRecord(cluster: "default", name: name, value: Array(text.utf8))
     }
 
     @Test func aNodeOfCilium() throws {
@@ -34,8 +33,15 @@ import Testing
         #expect(error?.message.contains(message) == true, "\(error?.message ?? "")")
     }
 
-    @Test(arguments: ["cilium/state/nodes/v1/n1", "cilium/state/nodes/v1/a/b/c", "cilium/state/nodes/v1//n1"])
-    func whatIsNoKey(_ key: String) {
-        #expect(throws: CiliumNodeRecord.Malformed.self) { try Self.record("{}", key: key) }
+    @Test(arguments: ["", "b/c", "/"]) func whatIsNoKey(_ name: String) {
+        #expect(throws: CiliumNodeRecord.Malformed.self) { try Self.record("{}", name: name) }
+    }
+
+    @Test func whatAClusterSaysOfItself() {
+        func config(_ text: String) -> CiliumClusterConfig? { CiliumClusterConfig(Array(text.utf8)) }
+        #expect(config("{") == nil && config("[]") == nil)
+        let config1 = config("{\"id\":7,\"capabilities\":{\"syncedCanaries\":true,\"maxConnectedClusters\":255}}")
+        #expect(config1?.id == 7 && config1?.hasSyncedCanaries == true && config1?.isCached == false)
+        #expect(config("{\"capabilities\":{\"cached\":true}}")?.isCached == true)
     }
 }

@@ -24,16 +24,7 @@ import Testing
             ports = (0..<members).map { _ in Store.freePort() }
             Shell.run("mkdir -p \(directory)")
             if tls {
-                Shell.run(
-                    """
-                    cd \(directory) && openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca 2> /dev/null
-                    for n in server client; do
-                        openssl req -newkey rsa:2048 -nodes -keyout $n.key -out $n.csr -subj /CN=$n 2> /dev/null
-                        printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n' > $n.ext
-                        openssl x509 -req -in $n.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out $n.crt -days 2 -extfile $n.ext 2> /dev/null
-                    done
-                    chmod 600 *.key
-                    """)
+                Store.makeCertificates(directory)
                 options =
                     "--cert-file \(directory)/server.crt --key-file \(directory)/server.key --trusted-ca-file \(directory)/ca.crt --client-cert-auth"
             } else {
@@ -41,9 +32,25 @@ import Testing
             }
             peers = (0..<members).map { _ in Store.freePort() }
             for member in 0..<members { start(member) }
-            for _ in 0..<100 where ctl("endpoint health").status != 0 { usleep(100_000) }
+            waitUntilHealthy()
         }
         private let peers: [Int]
+
+        func waitUntilHealthy() { for _ in 0..<100 where ctl("endpoint health").status != 0 { usleep(100_000) } }
+
+        /// An authority of its own, and certificates of the server and of a client.
+        static func makeCertificates(_ directory: String) {
+            Shell.run(
+                """
+                cd \(directory) && openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca 2> /dev/null
+                for n in server client; do
+                    openssl req -newkey rsa:2048 -nodes -keyout $n.key -out $n.csr -subj /CN=$n 2> /dev/null
+                    printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n' > $n.ext
+                    openssl x509 -req -in $n.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out $n.crt -days 2 -extfile $n.ext 2> /dev/null
+                done
+                chmod 600 *.key
+                """)
+        }
 
         static func freePort() -> Int {
             let text = Shell.run(
@@ -95,23 +102,29 @@ import Testing
             return Shell.run(
                 "ETCDCTL_API=3 etcdctl --endpoints \(endpoints.joined(separator: ",")) \(tls) \(command)", input: input)
         }
-        func put(_ n: Int, zone: String = "a", cluster: String = "default", lease: String? = nil, network: Int? = nil) {
+        func put(
+            _ n: Int, zone: String = "a", cluster: String = "default", lease: String? = nil, network: Int? = nil,
+            prefix: String = "cilium/state/nodes/v1"
+        ) {
             let value =
                 "{\"Name\":\"n\(n)\",\"Cluster\":\"\(cluster)\",\"IPAddresses\":[{\"Type\":\"InternalIP\",\"IP\":\"10.0.0.\(n)\"},{\"Type\":\"CiliumInternalIP\",\"IP\":\"10.244.\(n).1\"}],\"IPv4AllocCIDR\":{\"IP\":\"10.244.\(network ?? n).0\",\"Mask\":\"////AA==\"},\"Labels\":{\"zone\":\"\(zone)\"}}"
             let result = ctl(
-                "put cilium/state/nodes/v1/\(cluster)/n\(n) \(lease.map { "--lease \($0)" } ?? "")", input: value)
+                "put \(prefix)/\(cluster)/n\(n) \(lease.map { "--lease \($0)" } ?? "")", input: value)
             #expect(result.status == 0, "\(result.errors)")
         }
     }
 
-    static func inventory(_ store: Store, others: [(String, Store)] = []) async throws -> EtcdInventory {
+    static func inventory(
+        _ store: Store, others: [(String, Store)] = [], cache: Bool = false, patience: Double = 5
+    ) async throws -> EtcdInventory {
         let directory = "\(store.directory)/inventory"
         Shell.run("mkdir -p \(directory)")
         let inventory = try EtcdInventory(
             clusters: [.init(name: "default", configuration: try store.configuration)]
                 + others.map { .init(name: $0.0, configuration: try $0.1.configuration) },
-            directory: directory, idleSeconds: 5, ceiling: 1, logger: .quiet)
-        await inventory.start()
+            directory: directory, cachePath: cache ? "\(store.directory)/etcd-nodes.json" : nil, idleSeconds: 5,
+            renewal: .milliseconds(200), ceiling: 1, logger: .quiet)
+        await inventory.start(patience: patience)
         return inventory
     }
 
@@ -206,6 +219,123 @@ import Testing
         #expect(
             problems.contains { $0.contains("n3") && $0.contains("overlaps with 10.244.1.0/24 of node n1") },
             "\(problems)")
+        await inventory.stop()
+    }
+
+    @Test func aHelperThatStartsWithoutItsStoreGoesOnFromDisk() async throws {
+        let store = try Store("disk")
+        let other = try Store("diskother")
+        for n in 1...3 { store.put(n) }
+        other.put(1, zone: "east", cluster: "east", network: 9)
+        let first = try await Self.inventory(store, others: [("east", other)], cache: true)
+        let expected = ["n1": "a", "n2": "a", "n3": "a", "east/n1": "east"]
+        #expect(await Self.becomes(first, expected))
+        let whole = await first.inventory()
+        await first.saveCache()
+        await first.stop()
+        let mode = Shell.run("stat -c %a \(store.directory)/etcd-nodes.json").output
+        #expect(mode == "600\n")
+        store.stop(0)
+        other.stop(0)
+        let second = try await Self.inventory(store, others: [("east", other)], cache: true, patience: 0.3)
+        #expect(await second.inventory() == whole)
+        let status = await second.status()
+        #expect(status["fromDiskSeconds"]?.integer != nil && status["synchronized"]?.bool == false)
+        // What is gone by the time that it comes back is gone.
+        store.start(0)
+        other.start(0)
+        store.waitUntilHealthy()
+        store.ctl("del cilium/state/nodes/v1/default/n3")
+        #expect(await Self.becomes(second, ["n1": "a", "n2": "a", "east/n1": "east"]))
+        #expect(await second.status()["fromDiskSeconds"]?.integer == nil)
+        await second.stop()
+    }
+
+    /// Cilium's clustermesh-apiserver begins with an empty etcd whenever it is restarted.
+    @Test func aStoreThatIsNotCompleteYetTakesNoNodeAway() async throws {
+        let store = try Store("synced")
+        store.put(1)
+        let other = try Store("east")
+        let config = "{\"id\":2,\"capabilities\":{\"syncedCanaries\":true}}"
+        func fill(_ nodes: ClosedRange<Int>) {
+            other.ctl("put cilium/cluster-config/east", input: config)
+            for n in nodes { other.put(n, cluster: "east") }
+        }
+        fill(2...4)
+        other.ctl("put cilium/synced/east/cilium/state/nodes/v1", input: "1")
+        let inventory = try await Self.inventory(store, others: [("east", other)])
+        let all = ["n1": "a", "east/n2": "a", "east/n3": "a", "east/n4": "a"]
+        #expect(await Self.becomes(inventory, all))
+        #expect(await inventory.status()["synchronized"]?.bool == true)
+        other.stop(0)
+        Shell.run("rm -rf \(other.directory)/data0")
+        other.start(0)
+        other.waitUntilHealthy()
+        // The first of its nodes is there again, and n4 will not come back: but nobody knows that yet.
+        other.put(2, zone: "b", cluster: "east")
+        #expect(await Self.becomes(inventory, all.merging(["east/n2": "b"]) { _, new in new }))
+        fill(3...3)
+        try await Task.sleep(for: .seconds(1))
+        #expect(await Self.zones(inventory) == all.merging(["east/n2": "b"]) { _, new in new })
+        other.ctl("put cilium/synced/east/cilium/state/nodes/v1", input: "1")
+        #expect(await Self.becomes(inventory, ["n1": "a", "east/n2": "b", "east/n3": "a"]))
+        await inventory.stop()
+    }
+
+    @Test func nodesThatKvstoremeshHasCopied() async throws {
+        let store = try Store("cached")
+        store.put(1)
+        let mesh = try Store("kvstoremesh")
+        mesh.ctl("put cilium/cluster-config/east", input: "{\"id\":2,\"capabilities\":{\"cached\":true}}")
+        mesh.put(2, cluster: "east", prefix: "cilium/cache/nodes/v1")
+        mesh.put(3, cluster: "east")
+        let inventory = try await Self.inventory(store, others: [("east", mesh)])
+        #expect(await Self.becomes(inventory, ["n1": "a", "east/n2": "a"]))
+        // It stops being a copy.
+        mesh.ctl("put cilium/cluster-config/east", input: "{\"id\":2}")
+        #expect(await Self.becomes(inventory, ["n1": "a", "east/n3": "a"]))
+        await inventory.stop()
+    }
+
+    @Test func twoClustersOfOneIDAreNotBothTaken() async throws {
+        let store = try Store("id")
+        let other = try Store("idother")
+        store.ctl("put cilium/cluster-config/default", input: "{\"id\":3}")
+        other.ctl("put cilium/cluster-config/east", input: "{\"id\":3}")
+        store.put(1)
+        other.put(2, cluster: "east")
+        let inventory = try await Self.inventory(store, others: [("east", other)])
+        #expect(await Self.becomes(inventory, ["n1": "a"]))
+        let problems = await inventory.inventory().problems.map { "\($0)" }
+        #expect(problems.contains { $0.contains("cluster east") && $0.contains("cluster-id 3") }, "\(problems)")
+        other.ctl("put cilium/cluster-config/east", input: "{\"id\":4}")
+        #expect(await Self.becomes(inventory, ["n1": "a", "east/n2": "a"]))
+        await inventory.stop()
+    }
+
+    @Test func renewedCertificatesAreUsedWithoutARestart() async throws {
+        let store = try Store("renewed", tls: true)
+        store.put(1)
+        let inventory = try await Self.inventory(store)
+        #expect(await Self.becomes(inventory, ["n1": "a"]))
+        // Another authority altogether: nothing of the old is good for anything.
+        store.stop(0)
+        Store.makeCertificates(store.directory)
+        store.start(0)
+        store.waitUntilHealthy()
+        store.put(1, zone: "b")
+        let isThere = await Self.becomes(inventory, ["n1": "b"])
+        let status = await inventory.status().text()
+        #expect(isThere, "\(status)")
+        // What cannot be used is reported, and what worked goes on.
+        Shell.run(
+            "cp \(store.directory)/client.key \(store.directory)/saved && echo no key > \(store.directory)/client.key")
+        store.stop(0)
+        store.start(0)
+        Shell.run("sleep 2; cp \(store.directory)/saved \(store.directory)/client.key")
+        store.waitUntilHealthy()
+        store.put(1, zone: "c")
+        #expect(await Self.becomes(inventory, ["n1": "c"]))
         await inventory.stop()
     }
 

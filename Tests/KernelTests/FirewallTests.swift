@@ -29,8 +29,16 @@ struct FirewallTests {
         switch value {
         case .object(let members):
             .object(
-                members.filter { $0.key != "handle" }.map {
-                    $0.key == "counter" ? JSON.Member("counter", .null) : JSON.Member($0.key, strip($0.value))
+                members.filter { $0.key != "handle" }.map { member in
+                    switch member.key {
+                    case "counter": JSON.Member("counter", .null)
+                    // A hash table has no order.
+                    case "elem":
+                        JSON.Member(
+                            "elem",
+                            .array((member.value.elements ?? []).map(strip).sorted { $0.text() < $1.text() }))
+                    default: JSON.Member(member.key, strip(member.value))
+                    }
                 }.sorted { $0.key < $1.key })
         case .array(let elements): .array(elements.map(strip))
         default: value
@@ -52,17 +60,22 @@ struct FirewallTests {
         #expect(FirewallSocket.change(from: try firewall.read(), to: plan.host.firewall) == .none)
     }
 
-    @Test func anElementMoreIsAddedWithoutReplacingTheTable() throws {
-        let plan = TestCluster.plan(node: "n1", tunnelProtocol: .ipip)
+    @Test(arguments: ["remote_pods", "tunnel_peers_24", "tunnel_outer"])
+    func anElementMoreIsAddedWithoutReplacingTheTable(_ name: String) throws {
+        let plan = TestCluster.plan(node: "n3", tunnelProtocol: .ipip)
         var wanted = try #require(plan.host.firewall)
         let firewall = try FirewallSocket()
         try firewall.apply(.replace, wanted: wanted)
         defer { try? firewall.apply(.delete, wanted: nil) }
-        let index = try #require(wanted.sets.firstIndex { $0.name == "remote_pods" })
-        wanted.sets[index].elements.insert(.init(first: 0xC0A8_0000, last: 0xC0A8_00FF))
+        let index = try #require(wanted.sets.firstIndex { $0.name == name })
+        let set = wanted.sets[index]
+        let more = FirewallSet.Element(
+            pair: set.key == .addressPair ? 0x0AF4_0201 : 0, first: 0xC0A8_0000,
+            last: set.interval ? 0xC0A8_00FF : 0xC0A8_0000)
+        wanted.sets[index] = FirewallSet(
+            name: name, key: set.key, interval: set.interval, elements: set.elements.dropFirst() + [more])
         let change = FirewallSocket.change(from: try firewall.read(), to: wanted)
-        #expect(
-            change == .elements(added: ["remote_pods": [.init(first: 0xC0A8_0000, last: 0xC0A8_00FF)]], removed: [:]))
+        #expect(change == .elements(added: [name: [more]], removed: [name: [set.elements[0]]]))
         try firewall.apply(change, wanted: wanted)
         #expect(FirewallSocket.change(from: try firewall.read(), to: wanted) == .none)
     }

@@ -168,11 +168,14 @@ import Testing
         /// The input chain's set of outer and inner sources.
         private func accepts(_ source: IPAddress, at node: String, from sender: String) -> Bool {
             guard let other = world.inventory.nodes[sender],
-                let outer = MeshPlan.outerAddress(other, overlay: world.configuration.overlay),
-                let set = plans[node]?.host.firewall?.sets.first(where: { $0.name == "tunnel_peers" })
+                let outer = MeshPlan.outerAddress(other, overlay: world.configuration.overlay)
             else { return false }
-            return set.elements.contains {
-                $0.pair == outer.v4Value && ($0.first...$0.last).contains(source.v4Value)
+            return (plans[node]?.host.firewall?.sets ?? []).contains { set in
+                guard set.name.hasPrefix("tunnel_peers_"), let length = Int(set.name.dropFirst(13)) else {
+                    return false
+                }
+                let network = IPNetwork(source, prefixLength: length).address.v4Value
+                return set.elements.contains(.init(pair: outer.v4Value, first: network, last: network))
             }
         }
     }

@@ -52,7 +52,7 @@ CUSTOM_GROUPS = {"cilium.io", "culvert.dev", "kilo.squat.ai"}
 LIST_KEYS = {"conditions": "type", "addresses": "type", "containers": "name", "initContainers": "name", "env": "name",
              "volumes": "name", "ownerReferences": "uid"}
 EVENT_FIELDS = {"reason", "type"}
-FIELDS = {("", "pods"): {"spec.nodeName", "status.phase"}, ("", "namespaces"): {"status.phase"},
+FIELDS = {("", "pods"): {"spec.nodeName", "spec.hostNetwork", "status.phase"}, ("", "namespaces"): {"status.phase"},
           ("", "secrets"): {"type"}, ("", "nodes"): {"spec.unschedulable"},
           ("", "events"): EVENT_FIELDS | {f"involvedObject.{f}" for f in ("kind", "name", "namespace", "uid")},
           ("events.k8s.io", "events"): EVENT_FIELDS | {f"regarding.{f}" for f in ("kind", "name", "namespace", "uid")}}
@@ -404,6 +404,8 @@ class Selector:
                 and all((self.field(entry.obj, path) == value) == equal for path, equal, value in self.fields))
 
     def field(self, obj, path):
+        if path == ["spec", "hostNetwork"]:
+            return "true" if (obj.get("spec") or {}).get("hostNetwork") else "false"
         for name in path:
             obj = obj.get(name) if isinstance(obj, dict) else None
         return str(obj).lower() if isinstance(obj, bool) else "" if obj is None else obj

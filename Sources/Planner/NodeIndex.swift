@@ -1,0 +1,170 @@
+import Model
+
+/// What a plan needs of all nodes together, kept from one plan to the next: lists in order, into which the few nodes that
+/// have changed since are put. Only a memory: a plan is the same whatever index it is given.
+public struct NodeIndex: Sendable {
+    private var nodeName = ""
+    private var overlay = Configuration.Overlay.cilium
+    /// In the order of the dictionary, which keeps it while no node comes or goes. By holding them, the index makes sure
+    /// that a node that is the same object is the same node.
+    private var nodes: [Node] = []
+
+    /// IPv4 pod CIDRs and addresses of every node, as `packed`, in order.
+    private(set) var networks: [UInt64] = []
+    /// First and last address of every node's IPv4 pod CIDRs, 32 bits each, in order.
+    private(set) var podRanges: [UInt64] = []
+    /// Ends of tunnels to the other nodes, in order.
+    private(set) var outerAddresses: [UInt32] = []
+    /// Tunnel end and what the node there may send, 32 bits each, in order; by prefix length, 0...32. Without the own node.
+    private(set) var innerSources = [[UInt64]](repeating: [], count: 33)
+    /// Names of the nodes that have an overlay address and match, in order.
+    private var gateways: [LabelSelector: [String]] = [:]
+
+    public init() {}
+
+    /// An IPv4 network as a number that sorts like it.
+    static func packed(_ network: IPNetwork) -> UInt64 {
+        UInt64(network.address.v4Value) << 8 | UInt64(network.prefixLength)
+    }
+    static func network(_ packed: UInt64) -> IPNetwork {
+        IPNetwork(IPAddress(v4: UInt32(packed >> 8)), prefixLength: Int(packed & 0xFF))
+    }
+
+    /// Brings it up to date.
+    mutating func update(_ inventory: Inventory, nodeName: String, overlay: Configuration.Overlay) {
+        let selectors = Set(inventory.policies.map(\.gatewaySelector))
+        if gateways.contains(where: { !selectors.contains($0.key) }) {
+            gateways = gateways.filter { selectors.contains($0.key) }
+        }
+        let new = Array(inventory.nodes.values)
+        guard nodeName == self.nodeName, overlay == self.overlay,
+            let (gone, come) = NodeIndex.difference(nodes, new)
+        else { return rebuild(new, nodeName: nodeName, overlay: overlay) }
+        for node in gone { change(node, adding: false) }
+        for node in come { change(node, adding: true) }
+        nodes = new
+    }
+
+    /// The nodes that are in one list and not in the other, where they are few; nil: it is not worth while to look.
+    private static func difference(_ old: [Node], _ new: [Node]) -> (gone: [Node], come: [Node])? {
+        var (gone, come): ([Node], [Node]) = ([], [])
+        var (i, j) = (0, 0)
+        func isSame(_ i: Int, _ j: Int) -> Bool {
+            i < old.count && j < new.count && old[i].isIdentical(to: new[j])
+        }
+        while i < old.count || j < new.count {
+            if isSame(i, j) {
+                i += 1
+                j += 1
+                continue
+            }
+            // Another dictionary altogether, or one that was laid out anew.
+            if gone.count + come.count > 64 { return nil }
+            let (isGone, hasCome) = (isSame(i + 1, j), isSame(i, j + 1))
+            if i < old.count, isGone || !hasCome {
+                gone.append(old[i])
+                i += 1
+            }
+            if j < new.count, hasCome || !isGone {
+                come.append(new[j])
+                j += 1
+            }
+        }
+        return (gone, come)
+    }
+
+    private mutating func rebuild(_ nodes: [Node], nodeName: String, overlay: Configuration.Overlay) {
+        self = NodeIndex()
+        self.nodeName = nodeName
+        self.overlay = overlay
+        self.nodes = nodes
+        networks.reserveCapacity(4 * nodes.count)
+        innerSources[32].reserveCapacity(3 * nodes.count)
+        for node in self.nodes {
+            parts(of: node) { part in
+                switch part {
+                case .network(let number): networks.append(number)
+                case .podRange(let number): podRanges.append(number)
+                case .outer(let number): outerAddresses.append(number)
+                case .inner(let number, let length): innerSources[length].append(number)
+                }
+            }
+        }
+        networks.sort()
+        podRanges.sort()
+        outerAddresses.sort()
+        for length in innerSources.indices { innerSources[length].sort() }
+    }
+
+    private enum Part {
+        case network(UInt64)
+        case podRange(UInt64)
+        case outer(UInt32)
+        case inner(UInt64, prefixLength: Int)
+    }
+
+    /// All that is listed of one node.
+    private func parts(of node: Node, _ body: (Part) -> Void) {
+        var outer: UInt32?
+        if node.name != nodeName, let address = MeshPlan.outerAddress(node, overlay: overlay), address.family == .v4 {
+            outer = address.v4Value
+            body(.outer(address.v4Value))
+        }
+        node.forEachNetwork { network in
+            guard network.family == .v4 else { return }
+            body(.network(NodeIndex.packed(network)))
+            if let outer {
+                body(
+                    .inner(
+                        UInt64(outer) << 32 | UInt64(network.address.v4Value), prefixLength: network.prefixLength))
+            }
+        }
+        for network in node.podCIDRs where network.family == .v4 {
+            body(.podRange(UInt64(network.address.v4Value) << 32 | UInt64(network.lastV4)))
+        }
+    }
+
+    private mutating func change(_ node: Node, adding: Bool) {
+        var found: [Part] = []
+        parts(of: node) { found.append($0) }
+        for part in found {
+            switch part {
+            case .network(let number): networks.change(number, adding: adding)
+            case .podRange(let number): podRanges.change(number, adding: adding)
+            case .outer(let number): outerAddresses.change(number, adding: adding)
+            case .inner(let number, let length): innerSources[length].change(number, adding: adding)
+            }
+        }
+        for selector in gateways.keys where NodeIndex.isGateway(node, selector) {
+            gateways[selector]?.change(node.name, adding: adding)
+        }
+    }
+
+    private static func isGateway(_ node: Node, _ selector: LabelSelector) -> Bool {
+        node.overlayV4 != nil && selector.matches(node.labels)
+    }
+
+    /// Names of the nodes that a policy's gateway selector matches and that have an overlay address, in order.
+    mutating func gateways(_ selector: LabelSelector) -> [String] {
+        if let known = gateways[selector] { return known }
+        let names = nodes.filter { NodeIndex.isGateway($0, selector) }.map(\.name).sorted()
+        gateways[selector] = names
+        return names
+    }
+}
+
+extension Array where Element: Comparable {
+    /// Of an array in order, which may have an element several times: puts one more in, or takes one out.
+    fileprivate mutating func change(_ element: Element, adding: Bool) {
+        var (low, high) = (startIndex, endIndex)
+        while low < high {
+            let middle = (low + high) / 2
+            if self[middle] < element { low = middle + 1 } else { high = middle }
+        }
+        if adding {
+            insert(element, at: low)
+        } else if low < endIndex, self[low] == element {
+            remove(at: low)
+        }
+    }
+}
