@@ -148,17 +148,23 @@ public actor NodeAgent {
             configuration: settings.configuration, localFacts: facts, inventory: inventory, attachments: all,
             previousIDs: plan.ids, index: &nodeIndex)
         report.yield(policyReports)
-        let withoutGateway = plan.policies.filter { $0.gateway == nil && $0.attachments > 0 && $0.problem != "" }
-        if !withoutGateway.isEmpty {
-            let source = source
-            Task {
-                for policy in withoutGateway {
-                    await source.record(
-                        ObjectEvent(
-                            .policy(name: policy.name, source: policy.source), reason: "NoGateway",
-                            message: policy.problem))
-                }
+        let events = plan.policies.compactMap { policy -> ObjectEvent? in
+            guard policy.problem != "" else { return nil }
+            if policy.gateway == nil && policy.attachments > 0 {
+                return ObjectEvent(
+                    .policy(name: policy.name, source: policy.source), reason: "NoGateway", message: policy.problem)
             }
+            // Of what works in spite of it, one node tells.
+            if policy.isLocalGateway, policy.source == .cilium, inventory.cilium?.hasEgressGateway == true {
+                return ObjectEvent(
+                    .policy(name: policy.name, source: policy.source), reason: "CiliumEgressGatewayActive",
+                    message: policy.problem)
+            }
+            return nil
+        }
+        if !events.isEmpty {
+            let source = source
+            Task { for event in events { await source.record(event) } }
         }
     }
 

@@ -77,12 +77,11 @@ public struct EtcdConfiguration: Equatable, Sendable {
             }
             return [UInt8](data)
         }
-        guard (files.certificate == nil) == (files.key == nil) else {
-            throw Failure(description: "\(place): a certificate needs its key, and a key its certificate")
-        }
         var identity: TransportSecurity.Identity?
-        if let chain = try contents(files.certificate), let key = try contents(files.key, isSecret: true) {
-            identity = .init(chain: chain, key: key)
+        switch (try contents(files.certificate), try contents(files.key, isSecret: true)) {
+        case (let chain?, let key?): identity = .init(chain: chain, key: key)
+        case (nil, nil): break
+        default: throw Failure(description: "\(place): a certificate needs its key, and a key its certificate")
         }
         transportSecurity = TransportSecurity(
             certificateAuthority: try contents(files.certificateAuthority), identity: identity)

@@ -127,8 +127,11 @@ public actor EtcdInventory: InventorySource {
     // MARK: following
 
     /// Reads everything with a prefix and follows it from there on, at one member after the other.
+    ///
+    /// - Parameter canary: a key that is looked at before everything is read.
     private nonisolated func follow(
-        _ cluster: String, prefix: String, replace: @Sendable ([EtcdClient.Entry]) async -> Void,
+        _ cluster: String, prefix: String, canary: String? = nil,
+        replace: @Sendable ([EtcdClient.Entry]) async -> Void,
         take: @Sendable ([EtcdClient.Event]) async -> Void
     ) async {
         guard let client = clients[cluster] else { return }
@@ -140,6 +143,10 @@ public actor EtcdInventory: InventorySource {
             var hasBegun = false
             do {
                 if next == nil {
+                    if let canary {
+                        let (found, _) = try await client.range(endpoint, prefix: canary)
+                        await look(cluster, isSynced: found.contains { $0.key == canary })
+                    }
                     let (entries, revision) = try await client.range(endpoint, prefix: prefix)
                     if Task.isCancelled { return }
                     await replace(entries)
@@ -235,11 +242,14 @@ public actor EtcdInventory: InventorySource {
             },
             Task {
                 await self.follow(
-                    cluster, prefix: "\(prefix)/\(cluster)/", replace: { await self.replaceNodes(cluster, $0) },
+                    cluster, prefix: "\(prefix)/\(cluster)/", canary: canary,
+                    replace: { await self.replaceNodes(cluster, $0) },
                     take: { await self.takeNodes(cluster, $0) })
             },
         ]
     }
+
+    private func look(_ cluster: String, isSynced: Bool) { known[cluster]?.isSynced = isSynced }
 
     /// The store has all nodes: those that it does not have are gone.
     private func synced(_ cluster: String) {

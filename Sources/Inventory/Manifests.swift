@@ -196,11 +196,15 @@ public enum Manifests {
             for pool in try ipam.object("pools")?.objects("allocated") ?? [] {
                 node.podCIDRs += try pool.networks("cidrs")
             }
-            // CRD mode, and clouds' own (ENI, Azure): single addresses, and no network.
-            if node.podCIDRs.isEmpty, let pool = try ipam.object("pool") {
-                node.podCIDRs = (pool.value.members ?? []).compactMap { IPAddress($0.key) }.map { IPNetwork(host: $0) }
-                    .sorted()
+            // CRD mode, and clouds' own (ENI, Azure): single addresses, and no network of that family.
+            let families = Set(node.podCIDRs.map(\.family))
+            for key in ["pool", "available"] {
+                guard let pool = try ipam.object(key) else { continue }
+                node.podCIDRs += (pool.value.members ?? []).compactMap { IPAddress($0.key) }.map {
+                    IPNetwork(host: $0)
+                }.filter { !families.contains($0.family) }.sorted()
             }
+            node.podCIDRs = unique(node.podCIDRs)
         }
         return node
     }

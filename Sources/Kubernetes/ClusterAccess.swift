@@ -44,12 +44,15 @@ public struct ClusterAccess: Equatable, Sendable {
 
         /// - Throws: where it is none that can be used.
         init(_ text: String) throws(Failure) {
-            guard let url = URL(string: text), let host = url.host, ["http", "socks5"].contains(url.scheme) else {
-                throw Failure("proxy-url \"\(text)\" is neither http://HOST:PORT nor socks5://HOST:PORT")
+            let url = URL(string: text)
+            guard !text.contains("@") else {
+                throw Failure("proxy-url: a proxy with user and password is not supported")
             }
-            guard url.user == nil else { throw Failure("proxy-url: a proxy with user and password is not supported") }
+            guard let url, let host = url.host, !host.isEmpty, let scheme = url.scheme,
+                ["http", "socks5"].contains(scheme)
+            else { throw Failure("proxy-url \"\(text)\" is neither http://HOST:PORT nor socks5://HOST:PORT") }
             self.host = host
-            isSOCKS = url.scheme == "socks5"
+            isSOCKS = scheme == "socks5"
             port = url.port ?? (isSOCKS ? 1080 : 80)
         }
     }

@@ -51,6 +51,7 @@ public actor KubernetesInventory: InventorySource {
     /// Says that there may be something to tell others.
     private let wake: AsyncStream<Void>.Continuation
     private let wakes: AsyncStream<Void>
+    private var echo: Task<Void, Never>?
     private let clock: any Clock<Duration>
     private var recorded: Set<ObjectEvent> = []
     private var isCacheStale = false
@@ -114,6 +115,7 @@ public actor KubernetesInventory: InventorySource {
 
     /// Ends the watches and the client. What is known stays.
     public func stop() async {
+        echo?.cancel()
         for task in tasks { task.cancel() }
         for task in tasks { await task.value }
         tasks = []
@@ -398,15 +400,23 @@ public actor KubernetesInventory: InventorySource {
             if listed.contains(.nodes), known.nodes[nodeName] != nil {
                 if annotations != published || (isForgotten && isEchoDue) {
                     if let wait = await write(annotations, &backoff) { retry = min(retry ?? wait, wait) }
-                } else if isForgotten {
-                    retry = min(retry ?? KubernetesInventory.echoPatience, KubernetesInventory.echoPatience)
                 }
+                if isForgotten { lookAgainForEcho() }
             }
             if let retry {
                 try? await clock.sleep(for: retry)
                 wake.yield()
             }
             if Task.isCancelled { return }
+        }
+    }
+
+    /// Looks whether the Node says what was written, when the watch has had its time.
+    private func lookAgainForEcho() {
+        echo?.cancel()
+        echo = Task {
+            try? await clock.sleep(for: KubernetesInventory.echoPatience + .milliseconds(200))
+            if !Task.isCancelled { wake.yield() }
         }
     }
 
@@ -430,8 +440,7 @@ public actor KubernetesInventory: InventorySource {
             sincePublished = clock.stopwatch()
             backoff.reset()
             publishingProblem = nil
-            // Whether it is there by then.
-            return KubernetesInventory.echoPatience
+            return nil
         } catch {
             publishingProblem = "the annotations of Node \(nodeName) cannot be written: \(error)"
             logger.warning("publishing failed", metadata: ["error": "\(error)"])

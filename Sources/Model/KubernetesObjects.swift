@@ -239,6 +239,11 @@ public struct CiliumSettings: Equatable, Sendable {
 
     var endpointRoutes: Bool { isTrue("enable-endpoint-routes") ?? false }
 
+    /// Cilium's own egress gateway is on. (The key was renamed in 1.18.)
+    public var hasEgressGateway: Bool {
+        isTrue("enable-egress-gateway") == true || isTrue("enable-ipv4-egress-gateway") == true
+    }
+
     /// Bytes that Cilium's own transparent encryption takes from the overlay's MTU.
     public var encryptionOverhead: Int {
         if isTrue("enable-wireguard") == true { return 80 }

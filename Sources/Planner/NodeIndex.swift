@@ -81,7 +81,7 @@ public struct NodeIndex: Sendable {
         networks.reserveCapacity(4 * nodes.count)
         innerSources[32].reserveCapacity(3 * nodes.count)
         for node in self.nodes {
-            parts(of: node) { part in
+            NodeIndex.parts(of: node, nodeName: nodeName, overlay: overlay) { part in
                 switch part {
                 case .network(let number): networks.append(number)
                 case .podRange(let number): podRanges.append(number)
@@ -103,8 +103,10 @@ public struct NodeIndex: Sendable {
         case inner(UInt64, prefixLength: Int)
     }
 
-    /// All that is listed of one node.
-    private func parts(of node: Node, _ body: (Part) -> Void) {
+    /// All that is listed of one node. Static: as a method it would share the lists while they grow, and copy them.
+    private static func parts(
+        of node: Node, nodeName: String, overlay: Configuration.Overlay, _ body: (Part) -> Void
+    ) {
         var outer: UInt32?
         if node.name != nodeName, let address = MeshPlan.outerAddress(node, overlay: overlay), address.family == .v4 {
             outer = address.v4Value
@@ -126,7 +128,7 @@ public struct NodeIndex: Sendable {
 
     private mutating func change(_ node: Node, adding: Bool) {
         var found: [Part] = []
-        parts(of: node) { found.append($0) }
+        NodeIndex.parts(of: node, nodeName: nodeName, overlay: overlay) { found.append($0) }
         for part in found {
             switch part {
             case .network(let number): networks.change(number, adding: adding)

@@ -101,7 +101,8 @@ public enum Planner {
         let assignment = PolicyAssignment(
             configuration: configuration, nodeName: facts.nodeName, inventory: inventory, health: gatewayHealth,
             index: &index)
-        plan.warnings = warnings(facts: facts, inventory: inventory, node: node)
+        plan.warnings = warnings(
+            facts: facts, inventory: inventory, node: node, honorsCiliumPolicies: configuration.honorCiliumPolicies)
 
         let choices = attachments.sorted { $0.id < $1.id }.map { ($0, assignment.policies(for: $0)) }
         let ownOuter = node.flatMap { MeshPlan.outerAddress($0, overlay: configuration.overlay) }
@@ -340,6 +341,9 @@ public enum Planner {
                 problem = why
                 plan.warnings.append("policy \(assigned.policy.name): \(why); its packets are dropped here")
             }
+            if problem.isEmpty, assigned.policy.source == .cilium, inventory.cilium?.hasEgressGateway == true {
+                problem = "Cilium's own egress gateway is on and acts on this policy too"
+            }
             plan.policies.append(
                 PolicyPlan(
                     name: assigned.policy.name, source: assigned.policy.source, gateway: assigned.gateway,
@@ -380,7 +384,9 @@ public enum Planner {
         return kept
     }
 
-    private static func warnings(facts: LocalFacts, inventory: Inventory, node: Node?) -> [String] {
+    private static func warnings(
+        facts: LocalFacts, inventory: Inventory, node: Node?, honorsCiliumPolicies: Bool
+    ) -> [String] {
         var warnings: [String] = []
         if node == nil { warnings.append("node \(facts.nodeName) is not in the inventory") }
         if facts.overlayAddress == nil && node?.overlayV4 == nil {
@@ -396,6 +402,15 @@ public enum Planner {
         }
         if facts.isLive && inventory.cilium == nil {
             warnings.append("the inventory has no ConfigMap cilium-config: this node's kind of routing is unverified")
+        }
+        if inventory.cilium?.hasEgressGateway == true {
+            warnings.append(
+                honorsCiliumPolicies
+                    ? "Cilium's own egress gateway is on: both it and Culvert act on CiliumEgressGatewayPolicy objects, and "
+                        + "Cilium's eBPF programs come first; switch one off (egressGateway.enabled=false in Cilium, or "
+                        + "egress.honorCiliumPolicies: false here)"
+                    : "Cilium's own egress gateway is on: of a pod that a CiliumEgressGatewayPolicy selects too, Cilium takes "
+                        + "the packets to that policy's destinations before any route is looked up")
         }
         if let skipped = inventory.cilium?.skipsRouteLookup {
             warnings.append(

@@ -131,6 +131,118 @@ import Testing
         await #expect(throws: (any Error).self) { try await plugin.run() }
     }
 
+    @Test func proxiesAndNamesOfServers() throws {
+        let folder = try Folder()
+        func access(_ cluster: String) throws -> ClusterAccess {
+            try ClusterAccess.kubeconfig(
+                try folder.write("config", Self.config(user: "token: T", cluster: "server: https://s, \(cluster)")))
+        }
+        let one = try access("tls-server-name: kubernetes, proxy-url: \"http://p:3128\"")
+        #expect(one.tlsServerName == "kubernetes" && one.proxy?.host == "p" && one.proxy?.port == 3128)
+        #expect(one.proxy?.isSOCKS == false)
+        let two = try access("proxy-url: \"socks5://127.0.0.1\"").proxy
+        #expect(two?.isSOCKS == true && two?.port == 1080)
+        for bad in ["ftp://p:1", "https://p:1", "http://u:pw@p:1", "p:1", "http://"] {
+            let error = #expect(throws: ClusterAccess.Failure.self) { try access("proxy-url: \"\(bad)\"") }
+            #expect(error?.description.contains("proxy") == true)
+            #expect(error?.description.contains("pw@") == false)
+        }
+    }
+
+    /// Certificates for a name that is not the address's own, a client certificate, a proxy on the way, and all of it
+    /// renewed under a running client.
+    @Test func aServerByAnotherNameThroughAProxyWithCertificatesThatAreRenewed() async throws {
+        let folder = try Folder()
+        func certificates() {
+            Shell.run(
+                """
+                cd \(folder.path) && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca 2> /dev/null
+                sign() {
+                    openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout $1.key -out $1.csr -subj "$2" 2> /dev/null
+                    printf 'subjectAltName=DNS:kubernetes\nextendedKeyUsage=serverAuth,clientAuth\n' > $1.ext
+                    openssl x509 -req -in $1.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out $1.crt -days 2 -extfile $1.ext 2> /dev/null
+                }
+                sign server /CN=server && sign client /O=system:masters/CN=admin && chmod 600 *.key
+                """)
+        }
+        certificates()
+        let options =
+            "--tls-cert \(folder.path)/server.crt --tls-key \(folder.path)/server.key --client-ca \(folder.path)/ca.crt"
+        var server: APIServer? = try APIServer("tls", arguments: options)
+        let url = server?.url ?? ""
+        let port = Int(url.split(separator: ":").last ?? "") ?? 0
+        func write(_ name: String, _ cluster: String) throws -> ClusterAccess {
+            try ClusterAccess.kubeconfig(
+                try folder.write(
+                    name,
+                    Self.config(
+                        user: "client-certificate: client.crt, client-key: client.key",
+                        cluster: "server: \"\(url)\", certificate-authority: ca.crt\(cluster)")))
+        }
+        let proxy = try Proxy()
+        let named = try KubernetesClient(
+            access: write("named", ", tls-server-name: kubernetes"), userAgent: "t", renewal: .milliseconds(100))
+        let nameless = try KubernetesClient(access: write("nameless", ""), userAgent: "t")
+        let proxied = try KubernetesClient(
+            access: write("proxied", ", tls-server-name: kubernetes, proxy-url: \"http://127.0.0.1:\(proxy.port)\""),
+            userAgent: "t")
+        func works(_ client: KubernetesClient) async -> Bool {
+            (try? await client.get(.namespaces, name: "default")) != nil
+        }
+        #expect(await works(named))
+        #expect(await works(nameless) == false, "the certificate is for another name")
+        #expect(await works(proxied) && proxy.connections >= 1)
+        // Another authority altogether.
+        server = nil
+        certificates()
+        server = try APIServer("tls", arguments: options, port: port)
+        try await Task.sleep(for: .milliseconds(200))
+        #expect(await works(named))
+        #expect(named.renewalProblem.isEmpty)
+        #expect(await works(proxied) == false, "it has not looked yet")
+        for client in [named, nameless, proxied] { await client.shutdown() }
+        _ = server
+    }
+
+    /// A proxy that speaks CONNECT, on loopback.
+    final class Proxy {
+        let port: Int
+        private let directory = NSTemporaryDirectory() + "\(Shell.prefix)-proxy"
+        init() throws {
+            Shell.run(
+                """
+                mkdir -p \(directory) && cat > \(directory)/proxy.py && cd \(directory)
+                /usr/bin/python3 proxy.py > log 2>&1 < /dev/null &
+                echo $! > pid
+                for _ in $(seq 100); do [ -s port ] && break; sleep 0.05; done
+                """,
+                input: """
+                    import socket, threading
+                    listener = socket.create_server(("127.0.0.1", 0))
+                    open("port", "w").write(str(listener.getsockname()[1]))
+                    def copy(a, b):
+                        while data := a.recv(65536): b.sendall(data)
+                        b.shutdown(socket.SHUT_WR)
+                    def serve(client):
+                        head = b""
+                        while b"\\r\\n\\r\\n" not in head: head += client.recv(4096)
+                        method, target, _ = head.split(b" ", 2)
+                        print(method.decode(), flush=True)
+                        target = target.decode().rsplit(":", 1)
+                        server = socket.create_connection(("127.0.0.1", int(target[1])))
+                        client.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+                        threading.Thread(target=copy, args=(server, client), daemon=True).start()
+                        copy(client, server)
+                    while True: threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+                    """)
+            port = Int((try? String(contentsOfFile: "\(directory)/port", encoding: .utf8)) ?? "") ?? 0
+        }
+        var connections: Int {
+            Shell.run("grep -c CONNECT \(directory)/log").output.split(separator: "\n").first.flatMap { Int($0) } ?? 0
+        }
+        deinit { Shell.run("kill $(cat \(directory)/pid); rm -rf \(directory)") }
+    }
+
     @Test func linesOfAWatch() throws {
         var reader = LineReader(limit: 10)
         #expect(try reader.take(Array("{1".utf8)).isEmpty)

@@ -18,7 +18,10 @@ import Testing
         var content = ClusterContent()
         var tokens = 1
 
-        init(_ name: String, cache: Bool = false, idleSeconds: Int64 = 2, url: String? = nil) throws {
+        init(
+            _ name: String, cache: Bool = false, idleSeconds: Int64 = 2, url: String? = nil, options: String = "",
+            ceiling: Double = 1, clock: any Clock<Duration> = ContinuousClock()
+        ) throws {
             let directory = "/run/culvert-\(Shell.prefix)-api-\(name)"
             Shell.run(
                 "mkdir -p \(directory) && printf 'T1 system:serviceaccount:kube-system:culvertd\nADMIN admin system:masters\n' > \(directory)/tokens && printf T1 > \(directory)/token"
@@ -26,7 +29,7 @@ import Testing
             server = try APIServer(
                 name,
                 arguments:
-                    "--token-file \(directory)/tokens --rbac \(Shell.packageRoot)/install/kubernetes/rbac.yaml --bookmark-seconds 0.5"
+                    "--token-file \(directory)/tokens --rbac \(Shell.packageRoot)/install/kubernetes/rbac.yaml --bookmark-seconds 0.5 \(options)"
             )
             tokenFile = "\(directory)/token"
             let client = try KubernetesClient(
@@ -34,8 +37,7 @@ import Testing
                 userAgent: "test", idleSeconds: idleSeconds)
             inventory = KubernetesInventory(
                 client: client, nodeName: "n0", cachePath: cache ? "\(directory)/inventory.json" : nil,
-                readsWholeNodes: true, ceiling: 1,
-                logger: .quiet)
+                readsWholeNodes: true, ceiling: ceiling, clock: clock, logger: .quiet)
         }
 
         func make(_ steps: [ClusterContent.Step]) {
@@ -249,6 +251,102 @@ import Testing
         #expect((status["fromDiskSeconds"]?.integer ?? -1) >= 0, "\(status.text())")
         #expect(status["synchronized"]?.bool == false)
         await second.stop()
+    }
+
+    /// A hundred times as fast as the world: the waiting is the clock's, the connections are real.
+    @Test func tenMinutesWithoutTheServerLoseNothingAndHammerNobody() async throws {
+        let clock = ScaledClock(factor: 100)
+        let cluster = try Cluster("tenminutes", cache: true, ceiling: 30, clock: clock)
+        cluster.fill()
+        await cluster.inventory.start()
+        #expect(await cluster.converges())
+        let before = await cluster.inventory.inventory()
+        func reference(_ n: Int, uid: String? = nil) -> PodReference {
+            let path = "/api/v1/namespaces/ns\(n % 3)/pods/p\(n)"
+            return PodReference(
+                namespace: "ns\(n % 3)", name: "p\(n)",
+                uid: uid ?? cluster.server.get(path)?["metadata"]?["uid"]?.string ?? "", isDecided: false,
+                deadline: .now + .milliseconds(700))
+        }
+        let pods = (0..<4).map { reference($0) }
+        cluster.server.fault("{\"disconnect\":true}")
+        let elapsed = clock.stopwatch()
+        cluster.server.control("reset", "")
+        var random = SeededGenerator(seed: 1)
+        var asked = 0
+        while elapsed() < .seconds(600) {
+            // Things go on at the server, which nobody hears of; pods that are known are judged, others are not.
+            cluster.make((0..<3).map { _ in cluster.content.change(&random) })
+            #expect(try await cluster.inventory.identify(pods[asked % 4]).origin == .watch)
+            if asked == 2 {
+                await #expect(throws: PodLookup.Failure.self) {
+                    try await cluster.inventory.identify(reference(1, uid: "somebody-else"))
+                }
+            }
+            asked += 1
+            #expect(cluster.same(await cluster.inventory.inventory(), before), "what was known stays")
+            try await Task.sleep(for: .milliseconds(200))
+        }
+        #expect(asked > 10)
+        let problems = await cluster.inventory.status()["problems"]?.elements?.count ?? 0
+        #expect(problems >= 7, "one of each resource that is watched")
+        let sum = cluster.server.counters().refused
+        // Seven watches, which wait for up to half a minute by then (and the judged pod's own requests).
+        #expect(sum > 7 * 10 && sum < 7 * 60, "\(sum) connections in ten minutes")
+        cluster.server.fault("{\"disconnect\":false}")
+        #expect(await cluster.converges())
+        for _ in 0..<100 where await cluster.inventory.status()["problems"]?.elements?.isEmpty != true {
+            try await Task.sleep(for: .milliseconds(100))
+        }
+        #expect(await cluster.inventory.status()["problems"]?.elements?.isEmpty == true)
+        #expect(cluster.server.counters().mostWatches.values.allSatisfy { $0 <= 1 })
+        await cluster.inventory.stop()
+    }
+
+    @Test(arguments: ["", "--before-1.28"]) func selectedPodsAreCounted(_ options: String) async throws {
+        let cluster = try Cluster(
+            "count" + (options.isEmpty ? "" : "old"), options: options, clock: ScaledClock(factor: 10))
+        cluster.fill()
+        func pod(
+            _ n: Int, _ namespace: Int, app: String = "shop", annotation: String? = nil, spec: String = "",
+            phase: String = "Running"
+        ) -> String {
+            let annotations = annotation.map { "\"culvert.dev/egress-policy\":\"\($0)\"" } ?? ""
+            return
+                "{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{\"name\":\"c\(n)\",\"namespace\":\"ns\(namespace)\",\"labels\":{\"app\":\"\(app)\"},\"annotations\":{\(annotations)}},\"spec\":{\(spec)\"nodeName\":\"n\(n % 4)\",\"containers\":[]},\"status\":{\"phase\":\"\(phase)\"}}"
+        }
+        cluster.server.apply([
+            pod(1, 0), pod(2, 0), pod(3, 1), pod(4, 2), pod(5, 0, app: "other"), pod(6, 0, annotation: "none"),
+            pod(7, 0, annotation: "e"), pod(8, 0, phase: "Succeeded"),
+        ])
+        func policy(_ selectors: String) -> String {
+            "{\"apiVersion\":\"culvert.dev/v1alpha1\",\"kind\":\"EgressPolicy\",\"metadata\":{\"name\":\"e\"},\"spec\":{\"selectors\":[\(selectors)],\"destinationCIDRs\":[\"0.0.0.0/0\"],\"egressGateway\":{\"nodeSelector\":{}}}}"
+        }
+        let shop = "\"podSelector\":{\"matchLabels\":{\"app\":\"shop\"}}"
+        await cluster.inventory.start()
+        await cluster.inventory.report([PolicyReport(name: "e", activeGateways: ["n1"], reason: "")])
+        func status() -> JSON? { cluster.server.get("/apis/culvert.dev/v1alpha1/egresspolicies/e")?["status"] }
+        func counts(_ selectors: String, _ expected: Int64) async throws {
+            cluster.server.apply([policy(selectors)])
+            try await eventually { status()?["selectedPods"]?.integer == expected }
+            #expect(status()?["activeGateways"]?.elements?.first?.string == "n1")
+        }
+        try await counts("{\(shop)}", 5)
+        try await counts(
+            "{\(shop),\"namespaceSelector\":{\"matchLabels\":{\"kubernetes.io/metadata.name\":\"ns0\"}}}", 3)
+        try await counts(
+            "{\"podSelector\":{\"matchLabels\":{\"app\":\"shop\",\"io.kubernetes.pod.namespace\":\"ns1\"}}},{\"podSelector\":{\"matchExpressions\":[{\"key\":\"app\",\"operator\":\"In\",\"values\":[\"other\"]}]}}",
+            2)
+        try await counts("{\(shop),\"nodeSelector\":{\"matchLabels\":{\"zone\":\"none\"}}}", 0)
+        // Pods of the host's network are never attachments; a server before 1.28 cannot tell by metadata.
+        cluster.server.apply([pod(9, 0, spec: "\"hostNetwork\":true,")])
+        try await counts("{\(shop)},{\(shop)}", options.isEmpty ? 5 : 6)
+        // Once counted, it is left alone.
+        let lists = cluster.server.counters().requests["list pods"]
+        try await Task.sleep(for: .seconds(1))
+        #expect(cluster.server.counters().requests["list pods"] == lists)
+        #expect(cluster.server.counters().denials.isEmpty)
+        await cluster.inventory.stop()
     }
 
     @Test func ofNodesThatCiliumKnowsTheMetadataIsEnough() async throws {

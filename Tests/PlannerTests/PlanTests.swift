@@ -190,4 +190,24 @@ struct EgressPolicyRoutesTests {
             }
         }
     }
+
+    @Test(arguments: ["enable-egress-gateway", "enable-ipv4-egress-gateway"])
+    func anActiveEgressGatewayOfCiliumIsReported(_ key: String) throws {
+        var inventory = TestCluster.inventory
+        #expect(
+            !TestCluster.plan(node: "n1", inventory: inventory).warnings.contains { $0.contains("own egress gateway") })
+        inventory.cilium?.data[key] = "true"
+        var ours = TestCluster.policy("ours", app: "other")
+        ours.source = .culvert
+        inventory.policies.append(ours)
+        let plan = TestCluster.plan(node: "n1", inventory: inventory)
+        #expect(plan.warnings.contains { $0.contains("egressGateway.enabled=false") })
+        let problems = Dictionary(uniqueKeysWithValues: plan.policies.map { ($0.name, $0.problem) })
+        #expect(problems["shop"]?.contains("acts on this policy too") == true && problems["ours"] == "")
+        var configuration = Configuration()
+        configuration.honorCiliumPolicies = false
+        let without = Planner.plan(
+            configuration: configuration, localFacts: LocalFacts(nodeName: "n1"), inventory: inventory, attachments: [])
+        #expect(without.warnings.contains { $0.contains("before any route is looked up") })
+    }
 }

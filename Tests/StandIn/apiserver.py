@@ -920,7 +920,7 @@ class Counters:
 
     def reset(self):
         with self.lock:
-            self.denials, self.unauthenticated = [], 0
+            self.denials, self.unauthenticated, self.refused = [], 0, 0
             for client, old in list(self.clients.items()):
                 open_now = {k: v for k, v in old["openWatches"].items() if v}
                 self.clients[client] = {**self.blank(), "openWatches": open_now, "maxOpenWatches": dict(open_now)}
@@ -947,7 +947,8 @@ class Counters:
         with self.lock:
             return {"clients": [{"userAgent": agent, "user": user, **counts}
                                 for (agent, user), counts in self.clients.items()],
-                    "denials": list(self.denials), "unauthenticated": self.unauthenticated}
+                    "denials": list(self.denials), "unauthenticated": self.unauthenticated,
+                    "refusedConnections": self.refused}
 
 
 class Control:
@@ -1576,6 +1577,7 @@ class Server(socketserver.ThreadingTCPServer):
                 head = self.peeked(connection)
                 for_control = head.startswith(CONTROL)
                 if self.control.flags["disconnect"] and not for_control:
+                    self.counters.refused += 1
                     reset_on_close(connection)
                     return
                 if self.tls and head[:1] == b"\x16":
@@ -1612,9 +1614,13 @@ def main():
         parser.add_argument(name)
     parser.add_argument("--history", type=int, default=1000, help="events kept per resource")
     parser.add_argument("--bookmark-seconds", type=float, default=60)
+    parser.add_argument("--before-1.28", action="store_true", dest="before_1_28",
+                        help="pods cannot be selected by spec.hostNetwork")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
 
+    if arguments.before_1_28:
+        FIELDS["", "pods"].discard("spec.hostNetwork")
     hard = limits.getrlimit(limits.RLIMIT_NOFILE)[1]
     limits.setrlimit(limits.RLIMIT_NOFILE, (hard, hard))
     threading.stack_size(512 << 10)

@@ -63,8 +63,11 @@ public final class APIServer: Sendable {
         .json
     }
 
-    /// Requests by `verb resource`, the most watches ever open at once by resource, denials.
-    public func counters() -> (requests: [String: Int], mostWatches: [String: Int], denials: [JSON]) {
+    /// Requests by `verb resource`, the most watches ever open at once by resource, denials, and connections that were
+    /// refused while it was told to.
+    public func counters() -> (
+        requests: [String: Int], mostWatches: [String: Int], denials: [JSON], refused: Int
+    ) {
         let counters = control("counters")
         var requests: [String: Int] = [:]
         var most: [String: Int] = [:]
@@ -78,6 +81,8 @@ public final class APIServer: Sendable {
                 most[entry.key] = max(most[entry.key] ?? 0, Int(entry.value.integer ?? 0))
             }
         }
-        return (requests, most, counters?["denials"]?.elements ?? [])
+        return (
+            requests, most, counters?["denials"]?.elements ?? [], Int(counters?["refusedConnections"]?.integer ?? 0)
+        )
     }
 }
