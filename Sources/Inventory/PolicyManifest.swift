@@ -89,6 +89,7 @@ enum PolicyManifest {
         var result = LabelSelector()
         for (label, value) in try selector.map("matchLabels") { result.matchLabels[plain(label)] = value }
         for expression in try selector.objects("matchExpressions") ?? [] {
+            refuse(&policy, expression.unknownMember(besides: ["key", "operator", "values"]))
             let name = try expression.required("operator")
             guard let operation = LabelSelector.Operator(rawValue: name) else {
                 throw expression.fail("operator", "\"\(name)\" is none of In, NotIn, Exists, DoesNotExist")

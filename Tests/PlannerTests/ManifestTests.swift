@@ -158,4 +158,31 @@ struct ManifestTests {
         Shell.run("rm \(directory)/a.yaml")
         #expect(files.read().namespaces.isEmpty)
     }
+
+    /// The table that the CustomResourceDefinition's schema and rules are held against (Tests/StandIn/crd.py).
+    @Test func theReaderAndTheDefinitionHaveTheSameWordOnAPolicy() throws {
+        let table = Shell.run(
+            "/usr/bin/python3 -c 'import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)' \(Shell.packageRoot)/Tests/StandIn/egresspolicies.yaml"
+        ).json?.elements ?? []
+        #expect(table.count > 30)
+        for entry in table {
+            let wanted = entry["error"]?.string ?? ""
+            let spec = try #require(entry["spec"])
+            let read = Manifests.read(
+                .make(
+                    ("apiVersion", .string("culvert.dev/v1alpha1")), ("kind", .string("EgressPolicy")),
+                    ("metadata", .make(("name", .string("p")))), ("spec", spec)))
+            switch read {
+            case .success(let objects):
+                guard case .policy(let policy)? = objects.first else {
+                    Issue.record("\(spec.text()): no policy")
+                    continue
+                }
+                #expect(wanted.isEmpty || entry["takenFromFiles"]?.bool == true, "\(spec.text()) is taken")
+                #expect(policy.refusal.isEmpty != (entry["refused"]?.bool ?? false), "\(spec.text()): \(policy.refusal)")
+            case .failure(let problem):
+                #expect(!wanted.isEmpty && problem.description.contains(wanted), "\(spec.text()): \(problem)")
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves apiserver.py: with kubectl, with curl, and with PyPI's client "kubernetes" (installed below a temporary
-# directory; STANDIN_VENV=DIR takes one that has it). One line per check; fails where one fails.
+# directory; STANDIN_VENV=DIR takes one that has it, and cel-python). And the EgressPolicy CRD, by crd.py. One line per check; fails where one fails.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
@@ -359,7 +359,7 @@ check "no gzip of what is small" "^0$" bash -c 'curl -sS -i -H "Accept-Encoding:
 
 echo "# Python client"
 venv=${STANDIN_VENV:-$work/venv}
-[ -x "$venv/bin/python" ] || { python3 -m venv "$venv" && "$venv/bin/pip" -q install kubernetes >"$work/pip.log" 2>&1 || cat "$work/pip.log"; }
+[ -x "$venv/bin/python" ] || { python3 -m venv "$venv" && "$venv/bin/pip" -q install kubernetes cel-python >"$work/pip.log" 2>&1 || cat "$work/pip.log"; }
 control faults '{"goneAsStatus": false, "refuseSendInitialEvents": false}' >/dev/null
 cat >"$work/client.py" <<'END'
 import sys, threading, urllib.request
@@ -404,6 +404,10 @@ status=$?
 sed 's/^ok /ok   /; s/^FAIL /FAIL /' "$work/client.out"
 checks=$((checks + 8))
 [ $status = 0 ] && [ "$(grep -c '^ok ' "$work/client.out")" = 8 ] || failed=$((failed + 1))
+echo "# The definition of EgressPolicy"
+"$venv/bin/python" "$here/crd.py" >"$work/crd.out" 2>&1 || { failed=$((failed + 1)); grep -v '^ok ' "$work/crd.out"; }
+checks=$((checks + 1))
+tail -n 1 "$work/crd.out" | sed 's/^/ok    of the CRD: /'
 check "no exception in any stand-in" "^0$" bash -c 'cat "$work"/*.log | grep -c Traceback'
 
 echo "$((checks - failed)) of $checks checks passed"
