@@ -40,8 +40,13 @@ def address(n, turn=0):
     return f"100.{64 + (n >> 8)}.{n & 255}.{1 + turn % 250}"
 
 
+def labels(n):
+    return {"kubernetes.io/hostname": f"b{n}", **{f"label{i}": "some-value" for i in range(15)}}
+
+
 def cilium_node(n, turn=0):
-    return {"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": f"b{n}"},
+    # Cilium's agent copies the Node's labels.
+    return {"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": f"b{n}", "labels": labels(n)},
             "spec": {"addresses": [{"type": "InternalIP", "ip": f"172.{16 + (n >> 16)}.{n >> 8 & 255}.{n & 255}"},
                                    {"type": "CiliumInternalIP", "ip": address(n, turn)}],
                      "ipam": {"podCIDRs": [f"100.{64 + (n >> 8)}.{n & 255}.0/24"]}}}
@@ -50,7 +55,7 @@ def cilium_node(n, turn=0):
 def node(n):
     # About as large as a real one: most of it is images and conditions that nobody here reads.
     return {"apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": f"b{n}", "labels": {f"label{i}": "some-value" for i in range(15)},
+            "metadata": {"name": f"b{n}", "labels": labels(n),
                          "annotations": {f"example.org/annotation{i}": "x" * 60 for i in range(10)}},
             "spec": {"podCIDRs": [f"100.{64 + (n >> 8)}.{n & 255}.0/24"]},
             "status": {"addresses": [{"type": "InternalIP", "address": f"172.{16 + (n >> 16)}.{n >> 8 & 255}.{n & 255}"}],

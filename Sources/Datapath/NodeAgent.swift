@@ -52,6 +52,7 @@ public actor NodeAgent {
     public private(set) var meshProblem = ""
     private var savedIDs = AssignedIDs()
     private var nodeIndex = NodeIndex()
+    private var gatewaysInUse: Set<String> = []
     private var lastProblems: [InventoryProblem] = []
     private var resolvedNames: [String: IPAddress] = [:]
     /// When this node last checked in with Kilo's nodes, seconds since 1970.
@@ -148,6 +149,7 @@ public actor NodeAgent {
             configuration: settings.configuration, localFacts: facts, inventory: inventory, attachments: all,
             previousIDs: plan.ids, index: &nodeIndex)
         report.yield(policyReports)
+        tellGateways()
         let events = plan.policies.compactMap { policy -> ObjectEvent? in
             guard policy.problem != "" else { return nil }
             if policy.gateway == nil && policy.attachments > 0 {
@@ -168,18 +170,25 @@ public actor NodeAgent {
         }
     }
 
-    /// One node tells of each policy: its gateway, or where it has none, the first by name of those that run a helper.
+    private func tellGateways() {
+        let names = Set(plan.policies.filter { $0.attachments > 0 }.compactMap(\.gateway))
+        guard names != gatewaysInUse else { return }
+        gatewaysInUse = names
+        let source = source
+        Task { await source.useGateways(names) }
+    }
+
+    /// One node tells of each policy: its gateway, or where it has none, the first by name that runs a helper.
     private var policyReports: [PolicyReport] {
-        let ours = plan.policies.filter { $0.source == .culvert }
+        let ours = plan.policies.filter { $0.source == .culvert && ($0.isLocalGateway || $0.gateway == nil) }
         // Looking at every node is only worth it where it decides.
-        let isFirst =
-            ours.contains { $0.gateway == nil }
-            && inventory.nodes.values.filter { $0.annotations[Planner.egressAddressAnnotation] != nil }.map(\.name)
-                .min()
-                == settings.nodeName
-        return ours.filter { policy in
-            policy.gateway == settings.nodeName || (policy.gateway == nil && isFirst)
-        }.map { PolicyReport(name: $0.name, activeGateways: [$0.gateway].compactMap { $0 }, reason: $0.problem) }
+        let rank =
+            ours.contains { $0.gateway == nil } ? inventory.nodes.keys.count { $0 < settings.nodeName } : 0
+        return ours.map { policy in
+            PolicyReport(
+                name: policy.name, activeGateways: [policy.gateway].compactMap { $0 }, reason: policy.problem,
+                rank: policy.gateway == nil ? rank : 0)
+        }
     }
 
     /// Saves the numbers first: after a crash they must be those that the kernel has.

@@ -447,6 +447,7 @@ public actor EtcdInventory: InventorySource {
     /// Only Cilium writes to its store; `<run-dir>/published` is handed on by other means.
     public func publish(annotations: [String: String]) {}
     public func report(_ policies: [PolicyReport]) {}
+    public func useGateways(_ names: Set<String>) {}
     public func record(_ event: ObjectEvent) {}
 
     // MARK: status

@@ -37,6 +37,7 @@ public actor FileSource: InventorySource {
     /// `<run-dir>/published` is all there is.
     public func publish(annotations: [String: String]) {}
     public func report(_ policies: [PolicyReport]) {}
+    public func useGateways(_ names: Set<String>) {}
     public func record(_ event: ObjectEvent) {}
     public func status() -> JSON { .make(("source", .string("file")), ("path", .string(directory))) }
 }

@@ -70,6 +70,7 @@ public enum NodeMerge {
             node.overlayAddresses = Manifests.unique(published.overlayAddresses + node.overlayAddresses)
         }
         if let cilium {
+            if object == nil && published == nil { node.labels = cilium.labels }
             node.internalIPs = Manifests.unique(node.internalIPs + cilium.internalIPs)
             node.externalIPs = Manifests.unique(node.externalIPs + cilium.externalIPs)
             node.overlayAddresses = Manifests.unique(node.overlayAddresses + cilium.overlayAddresses)

@@ -15,6 +15,8 @@ public protocol InventorySource: Sendable {
     func publish(annotations: [String: String]) async
     /// Tells people what became of the policies of which this node is to tell; called whenever that changes.
     func report(_ policies: [PolicyReport]) async
+    /// Names the gateways of this node's pods, of which people want to see the egress address; called whenever they change.
+    func useGateways(_ names: Set<String>) async
     /// Something happened that a person who looks at the object should see.
     func record(_ event: ObjectEvent) async
     /// For `culvertctl status`.
@@ -71,7 +73,11 @@ public struct PolicyReport: Hashable, Sendable {
     public let reason: String
     /// Pods in the whole cluster that its selectors match; nil: not counted yet. The source counts them.
     public var selectedPods: Int?
-    public init(name: String, activeGateways: [String], reason: String) {
+    /// How many nodes go before this one to tell it: 0 for the gateway. Where there is no gateway, nobody can know which of
+    /// the nodes run a helper.
+    public let rank: Int
+    public init(name: String, activeGateways: [String], reason: String, rank: Int = 0) {
+        self.rank = rank
         self.name = name
         self.activeGateways = activeGateways
         self.reason = reason

@@ -75,7 +75,7 @@ public enum ManifestWriter {
 
     private static func ciliumNode(_ node: CiliumNode) -> JSON {
         make(
-            "cilium.io/v2", "CiliumNode", metadata(name: node.name),
+            "cilium.io/v2", "CiliumNode", metadata(name: node.name, labels: node.labels),
             (
                 "spec",
                 .make(

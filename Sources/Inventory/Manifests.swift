@@ -18,6 +18,8 @@ public enum ManifestObject: Equatable, Sendable {
 /// What a CiliumNode (cilium.io/v2), or Cilium's key-value store, says of the Node of its name.
 public struct CiliumNode: Equatable, Sendable {
     public var name: String
+    /// Those of the Node, which Cilium's agent keeps up to date.
+    public var labels: [String: String] = [:]
     public var internalIPs: [IPAddress] = []
     public var externalIPs: [IPAddress] = []
     /// Addresses of `cilium_host`.
@@ -179,7 +181,9 @@ public enum Manifests {
     }
 
     private static func ciliumNode(_ reader: ManifestReader) throws(ManifestReader.Failure) -> CiliumNode {
-        var node = CiliumNode(name: try metadata(reader).required("name"))
+        let metadata = try metadata(reader)
+        var node = CiliumNode(name: try metadata.required("name"))
+        node.labels = try metadata.map("labels")
         guard let spec = try reader.object("spec") else { return node }
         for entry in try spec.objects("addresses") ?? [] {
             guard let address = try address(entry, "ip") else { continue }

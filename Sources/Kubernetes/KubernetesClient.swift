@@ -84,9 +84,13 @@ public final class KubernetesClient: Sendable {
     // MARK: requests
 
     /// One object; nil where there is none.
-    public func get(_ resource: Resource, namespace: String? = nil, name: String) async throws -> JSON? {
+    public func get(
+        _ resource: Resource, namespace: String? = nil, name: String, metadataOnly: Bool = false
+    ) async throws -> JSON? {
         do {
-            return try await answer("GET", resource.path(namespace: namespace, name: name))
+            return try await answer(
+                "GET", resource.path(namespace: namespace, name: name),
+                accept: metadataOnly ? KubernetesClient.metadata : "application/json")
         } catch let error as APIError where error.code == 404 { return nil }
     }
 

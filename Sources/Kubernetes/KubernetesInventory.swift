@@ -7,10 +7,10 @@ import Model
 
 /// The cluster's own objects as a source: lists and watches of exactly what Culvert reads.
 ///
-/// Per node: one watch each of Node and Namespace (metadata only), CiliumNode, EgressPolicy, CiliumEgressGatewayPolicy and
-/// Peer, and one of the pods of this node. Addresses and pod networks are those of the CiliumNode; a Node has some
-/// kilobytes of images and conditions that its kubelet reports again and again, and which thousands of helpers would be
-/// sent.
+/// Per node: one watch each of CiliumNode, EgressPolicy, CiliumEgressGatewayPolicy, Peer and Namespace (metadata only), one
+/// of the pods of this node, and one of Nodes. Of Nodes only the own one, as Cilium's agent does: a Node has some kilobytes
+/// of images and conditions that its kubelet reports again and again, and which thousands of helpers would be sent; what
+/// is needed of the others is in their CiliumNodes. A mesh needs annotations of every Node, and is sent their metadata.
 public actor KubernetesInventory: InventorySource {
     public nonisolated var files: FileSource? { nil }
     public nonisolated let changes: AsyncStream<Void>
@@ -46,19 +46,38 @@ public actor KubernetesInventory: InventorySource {
     private var wanted: [String: String] = [:]
     private var wantedReports: [PolicyReport] = []
     private var reported: [String: PolicyReport] = [:]
+    /// What the status of policies says, as the watch has told.
+    private var seenReasons: [String: String] = [:]
+    /// Since when others are waited for to tell of a policy without a gateway.
+    private var turns: [PolicyReport: @Sendable () -> Duration] = [:]
     /// Pods that a policy selects, by policy, and what was counted then.
     private var counted: [String: SelectedPods] = [:]
     /// Says that there may be something to tell others.
     private let wake: AsyncStream<Void>.Continuation
     private let wakes: AsyncStream<Void>
-    private var echo: Task<Void, Never>?
+    /// Timers that wake whoever tells others.
+    private var again: [Reason: Task<Void, Never>] = [:]
+    private enum Reason { case echo, turn }
     private let clock: any Clock<Duration>
     private var recorded: Set<ObjectEvent> = []
     private var isCacheStale = false
 
     private var tasks: [Task<Void, Never>] = []
-    /// Addresses and pod networks are read from Nodes too: there are no CiliumNodes.
-    private let readsWholeNodes: Bool
+    private var nodeReading: NodeReading
+    private var nodesTask: Task<Void, Never>?
+    /// Nodes that are not watched and whose annotations are looked up all the same: the gateways of pods here.
+    private var gateways: Set<String> = []
+    private var lookedUp: [String: (node: Node?, age: @Sendable () -> Duration)] = [:]
+
+    /// What is read of Nodes.
+    public enum NodeReading: Sendable {
+        /// The own one; of others their CiliumNodes have all.
+        case own
+        /// Labels and annotations of all.
+        case metadata
+        /// Addresses and pod networks too: there are no CiliumNodes.
+        case whole
+    }
     /// The longest wait after a failure, seconds.
     private let ceiling: Double
 
@@ -67,12 +86,12 @@ public actor KubernetesInventory: InventorySource {
     ]
 
     public init(
-        client: KubernetesClient, nodeName: String, cachePath: String?, readsWholeNodes: Bool = false,
+        client: KubernetesClient, nodeName: String, cachePath: String?, nodes: NodeReading = .own,
         ceiling: Double = 30, clock: any Clock<Duration> = ContinuousClock(), logger: Logger
     ) {
         self.clock = clock
         (wakes, wake) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
-        self.readsWholeNodes = readsWholeNodes
+        nodeReading = nodes
         self.ceiling = ceiling
         self.client = client
         self.nodeName = nodeName
@@ -86,14 +105,8 @@ public actor KubernetesInventory: InventorySource {
     /// Starts the watches and waits until everything is listed. A server that is not there within `seconds` is gone on
     /// without, from the last inventory on disk, where there is one; otherwise it is waited for.
     public func start(patience seconds: Double = 5) async {
-        for resource in KubernetesInventory.watched {
-            let watch = ResourceWatch(
-                client: client, resource: resource,
-                fieldSelector: resource == .pods ? "spec.nodeName=\(nodeName)" : "",
-                metadataOnly: resource == .namespaces || (resource == .nodes && !readsWholeNodes), ceiling: ceiling,
-                clock: clock, logger: logger)
-            tasks.append(Task { await watch.run { await self.take($0, of: resource) } })
-        }
+        for resource in KubernetesInventory.watched where resource != .nodes { tasks.append(follow(resource)) }
+        nodesTask = follow(.nodes)
         tasks.append(Task { await self.readCiliumConfig() })
         tasks.append(Task { await self.keepPublished() })
         tasks.append(Task { await self.keepCounted() })
@@ -110,15 +123,48 @@ public actor KubernetesInventory: InventorySource {
         }
     }
 
+    private func follow(_ resource: Resource) -> Task<Void, Never> {
+        let selector =
+            switch resource {
+            case .pods: "spec.nodeName=\(nodeName)"
+            case .nodes: nodeReading == .own ? "metadata.name=\(nodeName)" : ""
+            default: ""
+            }
+        let watch = ResourceWatch(
+            client: client, resource: resource, fieldSelector: selector,
+            metadataOnly: resource == .namespaces || (resource == .nodes && nodeReading != .whole), ceiling: ceiling,
+            clock: clock, logger: logger)
+        return Task { await watch.run { await self.take($0, of: resource) } }
+    }
+
+    /// Cilium's agent copies a Node's labels to its CiliumNode. Where it does not, those of the Nodes are needed.
+    private func readMoreOfNodesIfNeeded() {
+        let (node, cilium) = node("/" + nodeName)
+        let label = "kubernetes.io/hostname"
+        guard nodeReading == .own, let node, let cilium, node.labels[label] != nil, cilium.labels[label] == nil else {
+            return
+        }
+        logger.notice("the CiliumNodes have no labels of their Nodes: watching the metadata of all Nodes")
+        nodeReading = .metadata
+        nodesTask?.cancel()
+        let old = nodesTask
+        nodesTask = Task {
+            await old?.value
+            if !Task.isCancelled { await self.followNodes() }
+        }
+    }
+    private func followNodes() { nodesTask = follow(.nodes) }
+
     /// Everything that is watched has been listed once.
     private var isComplete: Bool { listed.count == KubernetesInventory.watched.count }
 
     /// Ends the watches and the client. What is known stays.
     public func stop() async {
-        echo?.cancel()
+        for task in again.values { task.cancel() }
+        let tasks = tasks + [nodesTask].compactMap { $0 }
         for task in tasks { task.cancel() }
         for task in tasks { await task.value }
-        tasks = []
+        self.tasks = []
         await client.shutdown()
     }
 
@@ -170,6 +216,7 @@ public actor KubernetesInventory: InventorySource {
             var now: [String: Entry] = [:]
             for object in objects {
                 let key = KubernetesInventory.key(object)
+                if resource == .egressPolicies { look(atStatusOf: object) }
                 now[key] = read(object, before: entries[resource]?[key])
             }
             let before = entries[resource] ?? [:]
@@ -178,9 +225,12 @@ public actor KubernetesInventory: InventorySource {
             problems[resource] = nil
             if isComplete { cachedAt = nil }
             if !isFirst && before == now { return }
-            refresh(resource, Set(before.keys).union(now.keys))
+            // Nodes that only their CiliumNodes were known of are none, if all Nodes are read by now.
+            let others = resource == .nodes ? (entries[.ciliumNodes] ?? [:]).keys.map { $0 } : []
+            refresh(resource, Set(before.keys).union(now.keys).union(others))
         case .set(let object):
             let key = KubernetesInventory.key(object)
+            if resource == .egressPolicies { look(atStatusOf: object) }
             let before = entries[resource]?[key]
             let now = read(object, before: before)
             entries[resource, default: [:]][key] = now
@@ -206,10 +256,31 @@ public actor KubernetesInventory: InventorySource {
         changed()
     }
 
+    private func look(atStatusOf policy: JSON) {
+        guard let name = policy["metadata"]?["name"]?.string else { return }
+        // A status that names a gateway is another word than any that is said where there is none.
+        let status = policy["status"]
+        let hasGateway = status?["activeGateways"]?.elements?.isEmpty == false
+        let reason = hasGateway ? nil : status?["reason"]?.string
+        if seenReasons[name] != reason {
+            seenReasons[name] = reason
+            wake.yield()
+        }
+    }
+
     /// A malformed object keeps its last good content in force.
     private func read(_ object: JSON, before: Entry?) -> Entry {
         switch Manifests.read(object) {
-        case .success(let objects): return Entry(objects: objects.map(KubernetesInventory.lean))
+        case .success(let objects):
+            return Entry(
+                objects: objects.map {
+                    // Nodes have the same labels.
+                    if nodeReading != .own, case .ciliumNode(var node) = $0 {
+                        node.labels = [:]
+                        return .ciliumNode(node)
+                    }
+                    return KubernetesInventory.lean($0)
+                })
         case .failure(let problem):
             if before?.problem != problem { logger.warning("inventory: \(problem)") }
             return Entry(objects: before?.objects ?? [], problem: problem)
@@ -240,6 +311,7 @@ public actor KubernetesInventory: InventorySource {
         var cilium: CiliumNode?
         if case .node(let found)? = entries[.nodes]?[key]?.objects.first { node = found }
         if case .ciliumNode(let found)? = entries[.ciliumNodes]?[key]?.objects.first { cilium = found }
+        if node == nil, nodeReading == .own, cilium != nil { node = lookedUp[String(key.dropFirst())]?.node }
         return (node, cilium)
     }
 
@@ -250,12 +322,16 @@ public actor KubernetesInventory: InventorySource {
         case .nodes, .ciliumNodes:
             for key in keys {
                 let (node, cilium) = self.node(key)
-                // A CiliumNode outlives its Node for a while; a node without Node is none.
-                let (merged, found) = NodeMerge.merge(node, cilium: node == nil ? nil : cilium)
                 let name = String(key.dropFirst())
+                // A CiliumNode outlives its Node for a while; a node without Node is none, where Nodes are known.
+                let hasNode = node != nil || (nodeReading == .own && name != nodeName)
+                let (merged, found) = NodeMerge.merge(node, cilium: hasNode ? cilium : nil)
                 known.nodes[name] = merged
                 nodeProblems[name] = found.isEmpty ? nil : found
-                if name == nodeName { wake.yield() }
+                if name == nodeName {
+                    wake.yield()
+                    readMoreOfNodesIfNeeded()
+                }
             }
         case .pods:
             known.pods = objects(.pods) { if case .pod(let pod) = $0 { pod } else { nil } }
@@ -401,7 +477,8 @@ public actor KubernetesInventory: InventorySource {
                 if annotations != published || (isForgotten && isEchoDue) {
                     if let wait = await write(annotations, &backoff) { retry = min(retry ?? wait, wait) }
                 }
-                if isForgotten { lookAgainForEcho() }
+                // Whether it is there by then.
+                if isForgotten { lookAgain(.echo, after: KubernetesInventory.echoPatience + .milliseconds(200)) }
             }
             if let retry {
                 try? await clock.sleep(for: retry)
@@ -411,11 +488,10 @@ public actor KubernetesInventory: InventorySource {
         }
     }
 
-    /// Looks whether the Node says what was written, when the watch has had its time.
-    private func lookAgainForEcho() {
-        echo?.cancel()
-        echo = Task {
-            try? await clock.sleep(for: KubernetesInventory.echoPatience + .milliseconds(200))
+    private func lookAgain(_ reason: Reason, after time: Duration) {
+        again[reason]?.cancel()
+        again[reason] = Task {
+            try? await clock.sleep(for: time)
             if !Task.isCancelled { wake.yield() }
         }
     }
@@ -465,7 +541,15 @@ public actor KubernetesInventory: InventorySource {
         }
         reported = reported.filter { name, _ in wanted.contains { $0.name == name } }
         var retry: Duration?
+        var nextTurn: Duration?
         for policy in wanted where reported[policy.name] != policy {
+            switch turn(of: policy) {
+            case .now: break
+            case .whenSomethingChanges: continue
+            case .after(let wait):
+                nextTurn = min(nextTurn ?? wait, wait)
+                continue
+            }
             // Once, whatever comes of it, until there is something else to say.
             reported[policy.name] = policy
             do {
@@ -495,7 +579,59 @@ public actor KubernetesInventory: InventorySource {
                 }
             }
         }
+        if let nextTurn { lookAgain(.turn, after: nextTurn) }
         return retry
+    }
+
+    private enum Turn {
+        case now
+        case after(Duration)
+        case whenSomethingChanges
+    }
+
+    /// Whether it is this node's turn to tell of a policy without a gateway: nobody knows which nodes run a helper, so the
+    /// first by name goes first, and whoever sees that it is told has nothing to say.
+    private func turn(of policy: PolicyReport) -> Turn {
+        guard policy.activeGateways.isEmpty, policy.rank > 0 else { return .now }
+        if seenReasons[policy.name] == policy.reason { return .whenSomethingChanges }
+        var key = policy
+        key.selectedPods = nil
+        turns = turns.filter { entry in wantedReports.contains(entry.key) }
+        let elapsed = turns[key] ?? clock.stopwatch()
+        turns[key] = elapsed
+        let wait = Duration.seconds(policy.rank < 60 ? policy.rank : 60 + policy.rank % 120)
+        return elapsed() >= wait ? .now : .after(wait - elapsed())
+    }
+
+    // MARK: gateways
+
+    public func useGateways(_ names: Set<String>) { gateways = names }
+
+    /// What a gateway says of itself (its egress address), which its CiliumNode does not say: once, and every ten minutes.
+    private func lookUpGateways() async {
+        guard nodeReading == .own else { return }
+        lookedUp = lookedUp.filter { gateways.contains($0.key) }
+        for name in gateways.sorted() where name != nodeName {
+            if let known = lookedUp[name], known.age() < .seconds(600) { continue }
+            var found: Node?
+            do {
+                if let object = try await client.get(.nodes, name: name, metadataOnly: true),
+                    case .success(let objects) = Manifests.read(Resource.nodes.stamp(object)),
+                    case .node(let node)? = objects.first.map(KubernetesInventory.lean)
+                {
+                    found = node
+                }
+            } catch {
+                logger.notice("a gateway cannot be looked up", metadata: ["node": "\(name)", "error": "\(error)"])
+                found = lookedUp[name]?.node
+            }
+            let isNews = lookedUp[name]?.node != found
+            lookedUp[name] = (found, clock.stopwatch())
+            if isNews {
+                refresh(.nodes, ["/" + name])
+                changed()
+            }
+        }
     }
 
     // MARK: selected pods
@@ -526,6 +662,7 @@ public actor KubernetesInventory: InventorySource {
                         selectors: policy.selectors, count: counted[policy.name]?.count)
                 }
             }
+            await lookUpGateways()
             try? await clock.sleep(for: .seconds(2))
         }
     }

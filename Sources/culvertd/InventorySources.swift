@@ -26,7 +26,8 @@ enum InventorySources {
             mkdir(stateDirectory, 0o750)
             let inventory = KubernetesInventory(
                 client: client, nodeName: nodeName, cachePath: stateDirectory + "/inventory.json",
-                readsWholeNodes: settings.planner.overlay != .cilium, logger: logger)
+                nodes: settings.planner.overlay != .cilium
+                    ? .whole : settings.planner.mesh.enabled ? .metadata : .own, logger: logger)
             await inventory.start()
             return inventory
         case .etcd:

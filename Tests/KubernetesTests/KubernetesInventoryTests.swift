@@ -37,7 +37,7 @@ import Testing
                 userAgent: "test", idleSeconds: idleSeconds)
             inventory = KubernetesInventory(
                 client: client, nodeName: "n0", cachePath: cache ? "\(directory)/inventory.json" : nil,
-                readsWholeNodes: true, ceiling: ceiling, clock: clock, logger: .quiet)
+                nodes: .whole, ceiling: ceiling, clock: clock, logger: .quiet)
         }
 
         func make(_ steps: [ClusterContent.Step]) {
@@ -349,19 +349,96 @@ import Testing
         await cluster.inventory.stop()
     }
 
-    @Test func ofNodesThatCiliumKnowsTheMetadataIsEnough() async throws {
-        let cluster = try Cluster("metadata")
-        cluster.fill()
+    private static func inventory(
+        _ cluster: Cluster, _ nodes: KubernetesInventory.NodeReading, node: String = "n0",
+        clock: any Clock<Duration> = ContinuousClock()
+    ) async throws -> KubernetesInventory {
         let client = try KubernetesClient(
             access: ClusterAccess(server: cluster.server.url, credential: .tokenFile(cluster.tokenFile)),
-            userAgent: "metadata")
-        let inventory = KubernetesInventory(client: client, nodeName: "n0", cachePath: nil, logger: .quiet)
+            userAgent: "\(nodes) \(node)")
+        let inventory = KubernetesInventory(
+            client: client, nodeName: node, cachePath: nil, nodes: nodes, ceiling: 1, clock: clock, logger: .quiet)
         await inventory.start()
+        return inventory
+    }
+
+    @Test func aMeshNeedsTheMetadataOfEveryNode() async throws {
+        let cluster = try Cluster("metadata")
+        cluster.fill()
+        let inventory = try await Self.inventory(cluster, .metadata)
         let node = await inventory.inventory().nodes["n2"]
         #expect(node?.labels == ["zone": "z1"] && node?.mesh.location == "l1")
         #expect(
             node?.podCIDRs == [IPNetwork("10.244.2.0/24")!] && node?.internalIPs == [], "the Node's own are not read")
         await inventory.stop()
+        await cluster.inventory.stop()
+    }
+
+    @Test func ofOtherNodesTheCiliumNodeIsEnough() async throws {
+        let cluster = try Cluster("own")
+        cluster.fill()
+        func ciliumNode(_ n: Int, _ labels: String) -> String {
+            ClusterContent.ciliumNode(n, 1).replacingOccurrences(
+                of: "\"name\":\"n\(n)\"", with: "\"name\":\"n\(n)\",\"labels\":{\(labels)}")
+        }
+        func host(_ n: Int) -> String { "\"kubernetes.io/hostname\":\"n\(n)\"" }
+        let own = ClusterContent.node(0, 1).replacingOccurrences(of: "\"zone\"", with: "\(host(0)),\"zone\"")
+        cluster.server.apply(
+            [own] + (0..<4).map { ciliumNode($0, "\(host($0)),\"zone\":\"c\($0)\"") })
+        let inventory = try await Self.inventory(cluster, .own)
+        #expect(await inventory.inventory().nodes.count == 4)
+        let other = await inventory.inventory().nodes["n2"]
+        #expect(other?.labels["zone"] == "c2" && other?.overlayV4 == IPAddress("10.244.2.1"))
+        #expect(await inventory.inventory().nodes["n0"]?.labels["zone"] == "z1", "the own Node's word counts")
+        // What the kubelets report of the others is sent to nobody here.
+        let sent = {
+            cluster.server.control("counters")?["clients"]?.elements?.first { $0["userAgent"]?.string == "own n0" }?[
+                "bytesSent"]?.integer ?? 0
+        }
+        let before = sent()
+        for r in 0..<50 { cluster.server.apply([ClusterContent.node(2, r)]) }
+        try await Task.sleep(for: .milliseconds(300))
+        #expect(sent() - before < 10_000, "bookmarks")
+        #expect(await inventory.inventory().nodes["n2"]?.annotations.isEmpty == true)
+        // But for a gateway, which is asked for once.
+        await inventory.useGateways(["n2"])
+        try await eventually { cluster.server.counters().requests["get nodes"] == 1 }
+        for _ in 0..<50 where await inventory.inventory().nodes["n2"]?.annotations.isEmpty != false {
+            try await Task.sleep(for: .milliseconds(50))
+        }
+        #expect(await inventory.inventory().nodes["n2"]?.mesh.location == "l1")
+        #expect(cluster.server.counters().denials.isEmpty)
+        // A Cilium that does not copy labels: the Nodes' are needed after all.
+        cluster.server.apply((0..<4).map { ciliumNode($0, "") })
+        for _ in 0..<100 where await inventory.inventory().nodes["n3"]?.labels["zone"] != "z1" {
+            try await Task.sleep(for: .milliseconds(50))
+        }
+        #expect(await inventory.inventory().nodes["n3"]?.labels["zone"] == "z1")
+        #expect(cluster.server.counters().mostWatches["nodes"] == 1, "never both at once")
+        await inventory.stop()
+        await cluster.inventory.stop()
+    }
+
+    /// Nobody knows which nodes run a helper; here the first two by name do not.
+    @Test func ofAPolicyWithoutAGatewayOneNodeTells() async throws {
+        let cluster = try Cluster("turns")
+        cluster.fill()
+        cluster.server.apply([ClusterContent.policy("culvert.dev/v1alpha1", "EgressPolicy", "e", 1)])
+        let clock = ScaledClock(factor: 5)
+        var inventories: [KubernetesInventory] = []
+        for (rank, node) in [(2, "n2"), (3, "n3"), (700, "n1")] {
+            let inventory = try await Self.inventory(cluster, .own, node: node, clock: clock)
+            await inventory.report([PolicyReport(name: "e", activeGateways: [], reason: "none fits", rank: rank)])
+            inventories.append(inventory)
+        }
+        func status() -> JSON? { cluster.server.get("/apis/culvert.dev/v1alpha1/egresspolicies/e")?["status"] }
+        try await eventually { status()?["reason"]?.string == "none fits" && status()?["selectedPods"] != nil }
+        try await Task.sleep(for: .seconds(2))
+        let writes = (cluster.server.control("counters")?["clients"]?.elements ?? []).filter {
+            $0["requests"]?["patch"]?["egresspolicies.culvert.dev/status"] != nil
+        }.compactMap { $0["userAgent"]?.string }
+        #expect(writes == ["own n2"])
+        for inventory in inventories { await inventory.stop() }
         await cluster.inventory.stop()
     }
 

@@ -123,6 +123,7 @@ apiVersion: cilium.io/v2
 kind: CiliumNode
 metadata:
   name: n$n
+  labels: {kubernetes.io/hostname: n$n, zone: z$n}
 spec:
   addresses:
     - {type: InternalIP, ip: 10.0.0.1$n}

@@ -161,9 +161,10 @@ struct ManifestTests {
 
     /// The table that the CustomResourceDefinition's schema and rules are held against (Tests/StandIn/crd.py).
     @Test func theReaderAndTheDefinitionHaveTheSameWordOnAPolicy() throws {
-        let table = Shell.run(
-            "/usr/bin/python3 -c 'import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)' \(Shell.packageRoot)/Tests/StandIn/egresspolicies.yaml"
-        ).json?.elements ?? []
+        let table =
+            Shell.run(
+                "/usr/bin/python3 -c 'import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)' \(Shell.packageRoot)/Tests/StandIn/egresspolicies.yaml"
+            ).json?.elements ?? []
         #expect(table.count > 30)
         for entry in table {
             let wanted = entry["error"]?.string ?? ""
@@ -179,7 +180,8 @@ struct ManifestTests {
                     continue
                 }
                 #expect(wanted.isEmpty || entry["takenFromFiles"]?.bool == true, "\(spec.text()) is taken")
-                #expect(policy.refusal.isEmpty != (entry["refused"]?.bool ?? false), "\(spec.text()): \(policy.refusal)")
+                #expect(
+                    policy.refusal.isEmpty != (entry["refused"]?.bool ?? false), "\(spec.text()): \(policy.refusal)")
             case .failure(let problem):
                 #expect(!wanted.isEmpty && problem.description.contains(wanted), "\(spec.text()): \(problem)")
             }
