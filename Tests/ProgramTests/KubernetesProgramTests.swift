@@ -90,6 +90,13 @@ struct KubernetesProgramTests {
                 lab.forgetSeen()
                 return lab.pings("a", "203.0.113.10") && lab.seen("pings") == ["10.0.0.12 > 203.0.113.10": 1]
             })
+        // The gateway's own word on its address, which its CiliumNode does not say.
+        func egress() -> String? {
+            lab.api("n1", "/v1/attachments")?.elements?.first { $0["name"]?.string == "a" }?["policies"]?.elements?
+                .first?[
+                    "egressAddress"]?.string
+        }
+        #expect(lab.eventually { egress() == "10.0.0.12" }, "\(egress() ?? "none")")
         // The Node says what others need to know.
         let annotations = cluster.api.get("/api/v1/nodes/n1")?["metadata"]?["annotations"]
         #expect(annotations?["kilo.squat.ai/cilium-internal-ip"]?.string == "10.244.1.1")
