@@ -42,6 +42,7 @@ echo "ADD of a pod beside another one with the same policy"
 nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/cni.sock" "/run/netns/$P-a" 10.244.1.10
 unshare --net "$bin/culvert-bench" routes
 "$bin/culvert-bench" mesh
+"$bin/culvert-bench" egress
 # 5,000 nodes in the API: memory, processor time, and how soon a change is in the kernel.
 "$root/Tests/Lab/lab.sh" up "${P}k" "$D/k"
 mkdir "$D/api"

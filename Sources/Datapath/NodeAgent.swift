@@ -53,6 +53,7 @@ public actor NodeAgent {
     private var savedIDs = AssignedIDs()
     private var nodeIndex = NodeIndex()
     private var gatewaysInUse: Set<String> = []
+    private var lastReports: [PolicyReport] = []
     private var lastProblems: [InventoryProblem] = []
     private var resolvedNames: [String: IPAddress] = [:]
     /// When this node last checked in with Kilo's nodes, seconds since 1970.
@@ -148,7 +149,11 @@ public actor NodeAgent {
         plan = Planner.plan(
             configuration: settings.configuration, localFacts: facts, inventory: inventory, attachments: all,
             previousIDs: plan.ids, index: &nodeIndex)
-        report.yield(policyReports)
+        let reports = policyReports
+        if reports != lastReports {
+            lastReports = reports
+            report.yield(reports)
+        }
         tellGateways()
         let events = plan.policies.compactMap { policy -> ObjectEvent? in
             guard policy.problem != "" else { return nil }

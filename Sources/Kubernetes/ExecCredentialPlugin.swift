@@ -62,7 +62,8 @@ public struct ExecCredentialPlugin: Equatable, Sendable {
             throw ClusterAccess.Failure("\(command) ended with \(process.terminationStatus) and gave no credential")
         }
         guard let status = try? JSON.parse([UInt8](data))["status"], let token = status["token"]?.string else {
-            throw ClusterAccess.Failure("\(command) printed no ExecCredential with a token (certificates of plugins are not supported)")
+            throw ClusterAccess.Failure(
+                "\(command) printed no ExecCredential with a token (certificates of plugins are not supported)")
         }
         let expires = status["expirationTimestamp"]?.string.flatMap { ISO8601DateFormatter().date(from: $0) }
         return Credential(token: token, expires: expires)
