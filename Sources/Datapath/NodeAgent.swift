@@ -335,8 +335,9 @@ public actor NodeAgent {
     /// What Kilo's nodes do every 30 seconds: says that this node is there, and looks who has not said so lately.
     public func checkInWithKilo() async {
         guard settings.configuration.mesh.kiloInterop else { return }
-        // A newer last-seen alone is no news of the inventory.
-        inventory = await source.inventory()
+        // A newer last-seen alone is no news of the inventory; whatever else has changed is.
+        let new = await source.inventory()
+        if new != inventory { await inventoryChanged() } else { inventory = new }
         lastSeen = Int64(time(nil))
         let before = facts.leftOutOfMesh
         try? refreshFacts()

@@ -79,9 +79,12 @@ final class EtcdClient: Sendable {
     static func number(_ value: JSON?) -> Int64 { value?.string.flatMap { Int64($0) } ?? value?.integer ?? 0 }
 
     /// Everything with a prefix, in pages of one revision.
-    func range(_ endpoint: String, prefix: String) async throws -> (entries: [Entry], revision: Int64) {
+    func range(
+        _ endpoint: String, prefix: String
+    ) async throws -> (entries: [Entry], revision: Int64, cluster: String) {
         var entries: [Entry] = []
         var revision: Int64 = 0
+        var cluster = ""
         var start = prefix
         while true {
             let body = JSON.make(
@@ -94,17 +97,20 @@ final class EtcdClient: Sendable {
                 throw Failure(description: "\(endpoint): the answer is not JSON")
             }
             if revision == 0 { revision = EtcdClient.number(answer["header"]?["revision"]) }
+            cluster = answer["header"]?["cluster_id"]?.string ?? ""
             let page = (answer["kvs"]?.elements ?? []).compactMap(EtcdClient.entry)
             entries += page
             guard answer["more"]?.bool == true, let last = page.last else { break }
             start = last.key + "\u{0}"
         }
-        return (entries, revision)
+        return (entries, revision, cluster)
     }
 
     /// Events of every key with a prefix from a revision on, until the stream ends or fails.
+    ///
+    /// - Parameter cluster: the etcd that the revision is of; Cilium's clustermesh-apiserver has a new one at every start.
     func watch(
-        _ endpoint: String, prefix: String, from revision: Int64,
+        _ endpoint: String, prefix: String, from revision: Int64, cluster: String,
         _ body: (_ events: [Event], _ revision: Int64) async throws -> Void
     ) async throws {
         let request = JSON.make(
@@ -127,6 +133,11 @@ final class EtcdClient: Sendable {
                         throw Failure(description: "\(endpoint): \(error["message"]?.string ?? "the watch failed")")
                     }
                     let result = answer["result"] ?? .null
+                    let here = result["header"]?["cluster_id"]?.string ?? ""
+                    if !here.isEmpty, !cluster.isEmpty, here != cluster {
+                        throw Failure(
+                            description: "\(endpoint): is another etcd than what was read before", isGone: true)
+                    }
                     let now = EtcdClient.number(result["header"]?["revision"])
                     if result["canceled"]?.bool == true {
                         throw Failure(

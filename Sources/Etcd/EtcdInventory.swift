@@ -42,8 +42,6 @@ public actor EtcdInventory: InventorySource {
         var records: [String: CiliumNodeRecord] = [:]
         /// By key.
         var malformed: [String: InventoryProblem] = [:]
-        /// Nodes that were known before, and that a store which is not complete yet may still come to have.
-        var unconfirmed: Set<String> = []
         var isListed = false
         /// The store says that it has all nodes.
         var isSynced = false
@@ -51,15 +49,19 @@ public actor EtcdInventory: InventorySource {
         /// When what is known was written to disk; nil: it is from the store.
         var cachedAt: Date?
         var problem: String?
-        /// The tasks that follow nodes, and where those are.
-        var tasks: [Task<Void, Never>] = []
+        /// Follow the nodes, and whether they are complete; and where those are.
+        var nodesTask: Task<Void, Never>?
+        var canaryTask: Task<Void, Never>?
         var prefix = ""
+        /// Of the task that follows the nodes: what an earlier one still has to say does not count.
+        var generation = 0
         /// It has what the store has.
         var isRead: Bool { isListed && (isSynced || !config.hasSyncedCanaries) }
     }
     private var known: [String: Known] = [:]
     private var tasks: [Task<Void, Never>] = []
     private var isCacheStale = false
+    private var isStopped = false
 
     /// Cilium takes a store without a heartbeat for so long for dead, seconds.
     static let heartbeatPatience: TimeInterval = 2.25 * 60
@@ -119,7 +121,8 @@ public actor EtcdInventory: InventorySource {
     }
 
     public func stop() async {
-        for task in tasks + known.values.flatMap(\.tasks) { task.cancel() }
+        isStopped = true
+        for task in tasks + known.values.flatMap({ [$0.nodesTask, $0.canaryTask].compactMap { $0 } }) { task.cancel() }
         tasks = []
         for client in clients.values { await client.shutdown() }
     }
@@ -128,9 +131,9 @@ public actor EtcdInventory: InventorySource {
 
     /// Reads everything with a prefix and follows it from there on, at one member after the other.
     ///
-    /// - Parameter canary: a key that is looked at before everything is read.
+    /// - Parameter first: is awaited before everything is read, at the same member.
     private nonisolated func follow(
-        _ cluster: String, prefix: String, canary: String? = nil,
+        _ cluster: String, prefix: String, first: @Sendable (EtcdClient, String) async throws -> Void = { _, _ in },
         replace: @Sendable ([EtcdClient.Entry]) async -> Void,
         take: @Sendable ([EtcdClient.Event]) async -> Void
     ) async {
@@ -138,23 +141,22 @@ public actor EtcdInventory: InventorySource {
         var backoff = Backoff(ceiling: ceiling)
         var turn = 0
         var next: Int64?
+        var store = ""
         while !Task.isCancelled {
             let endpoint = client.endpoints[turn % client.endpoints.count]
             var hasBegun = false
             do {
                 if next == nil {
-                    if let canary {
-                        let (found, _) = try await client.range(endpoint, prefix: canary)
-                        await look(cluster, isSynced: found.contains { $0.key == canary })
-                    }
-                    let (entries, revision) = try await client.range(endpoint, prefix: prefix)
+                    try await first(client, endpoint)
+                    let read = try await client.range(endpoint, prefix: prefix)
                     if Task.isCancelled { return }
-                    await replace(entries)
-                    next = revision + 1
+                    await replace(read.entries)
+                    next = read.revision + 1
+                    store = read.cluster
                 }
                 var reached = next ?? 1
                 defer { next = reached }
-                try await client.watch(endpoint, prefix: prefix, from: reached) { events, revision in
+                try await client.watch(endpoint, prefix: prefix, from: reached, cluster: store) { events, revision in
                     if !hasBegun {
                         hasBegun = true
                         await self.works(cluster)
@@ -222,56 +224,70 @@ public actor EtcdInventory: InventorySource {
             if before != config { changed() }
             return
         }
-        for task in known[cluster]?.tasks ?? [] { task.cancel() }
+        guard !isStopped else { return }
         known[cluster]?.prefix = prefix
         known[cluster]?.isListed = false
-        known[cluster]?.isSynced = false
         let canary = "cilium/synced/\(cluster)/\(prefix)"
-        known[cluster]?.tasks = [
-            Task {
-                await self.follow(
-                    cluster, prefix: canary,
-                    replace: { entries in
-                        if entries.contains(where: { $0.key == canary }) { await self.synced(cluster) }
-                    },
-                    take: { events in
-                        if events.contains(where: { $0.entry.key == canary && !$0.isDeletion }) {
-                            await self.synced(cluster)
-                        }
-                    })
-            },
-            Task {
-                await self.follow(
-                    cluster, prefix: "\(prefix)/\(cluster)/", canary: canary,
-                    replace: { await self.replaceNodes(cluster, $0) },
-                    take: { await self.takeNodes(cluster, $0) })
-            },
-        ]
+        known[cluster]?.canaryTask?.cancel()
+        known[cluster]?.canaryTask = Task {
+            await self.follow(
+                cluster, prefix: canary,
+                replace: { entries in
+                    if entries.contains(where: { $0.key == canary }) { await self.canaryIsThere(cluster, prefix) }
+                },
+                take: { events in
+                    if events.contains(where: { $0.entry.key == canary && !$0.isDeletion }) {
+                        await self.canaryIsThere(cluster, prefix)
+                    }
+                })
+        }
+        followNodes(cluster)
     }
 
-    private func look(_ cluster: String, isSynced: Bool) { known[cluster]?.isSynced = isSynced }
+    /// Reads the nodes, and then follows them, anew.
+    private func followNodes(_ cluster: String) {
+        guard !isStopped, let state = known[cluster] else { return }
+        state.nodesTask?.cancel()
+        let generation = state.generation + 1
+        let prefix = state.prefix
+        let canary = "cilium/synced/\(cluster)/\(prefix)"
+        known[cluster]?.generation = generation
+        known[cluster]?.nodesTask = Task {
+            await self.follow(
+                cluster, prefix: "\(prefix)/\(cluster)/",
+                first: { client, endpoint in
+                    // Whoever finds it there finds all nodes there afterwards.
+                    await self.set(cluster, generation, isSynced: false)
+                    let found = try await client.range(endpoint, prefix: canary)
+                    if found.entries.contains(where: { $0.key == canary }) {
+                        await self.set(cluster, generation, isSynced: true)
+                    }
+                }, replace: { await self.replaceNodes(cluster, generation, $0) },
+                take: { await self.takeNodes(cluster, generation, $0) })
+        }
+    }
 
-    /// The store has all nodes: those that it does not have are gone.
-    private func synced(_ cluster: String) {
-        known[cluster]?.isSynced = true
-        guard known[cluster]?.isListed == true else { return }
-        for name in known[cluster]?.unconfirmed ?? [] { known[cluster]?.records[name] = nil }
-        known[cluster]?.unconfirmed = []
-        changed()
+    private func set(_ cluster: String, _ generation: Int, isSynced: Bool) {
+        if known[cluster]?.generation == generation { known[cluster]?.isSynced = isSynced }
+    }
+
+    /// The store has all nodes by now: another look tells which of those that were known are gone.
+    private func canaryIsThere(_ cluster: String, _ prefix: String) {
+        guard let state = known[cluster], state.prefix == prefix, !state.isSynced else { return }
+        followNodes(cluster)
     }
 
     // MARK: nodes
 
-    private func replaceNodes(_ cluster: String, _ entries: [EtcdClient.Entry]) {
-        guard var state = known[cluster] else { return }
+    private func replaceNodes(_ cluster: String, _ generation: Int, _ entries: [EtcdClient.Entry]) {
+        guard var state = known[cluster], state.generation == generation else { return }
         let before = state.records
         state.records = [:]
         state.malformed = [:]
         for entry in entries { set(&state, cluster, entry, before: before) }
-        state.unconfirmed = []
-        if state.config.hasSyncedCanaries && !state.isSynced {
-            state.unconfirmed = Set(before.keys).subtracting(state.records.keys)
-            for name in state.unconfirmed { state.records[name] = before[name] }
+        if !state.isSynced && state.config.hasSyncedCanaries {
+            // The store may still come to have them.
+            for (name, record) in before where state.records[name] == nil { state.records[name] = record }
         }
         state.isListed = true
         state.cachedAt = nil
@@ -279,15 +295,12 @@ public actor EtcdInventory: InventorySource {
         changed()
     }
 
-    private func takeNodes(_ cluster: String, _ events: [EtcdClient.Event]) {
-        guard var state = known[cluster] else { return }
+    private func takeNodes(_ cluster: String, _ generation: Int, _ events: [EtcdClient.Event]) {
+        guard var state = known[cluster], state.generation == generation else { return }
         for event in events {
             if event.isDeletion {
                 state.malformed[event.entry.key] = nil
-                if let name = node(event.entry.key, cluster, state) {
-                    state.records[name] = nil
-                    state.unconfirmed.remove(name)
-                }
+                if let name = node(event.entry.key, cluster, state) { state.records[name] = nil }
             } else {
                 set(&state, cluster, event.entry, before: state.records)
             }
@@ -306,7 +319,6 @@ public actor EtcdInventory: InventorySource {
         _ state: inout Known, _ cluster: String, _ entry: EtcdClient.Entry, before: [String: CiliumNodeRecord]
     ) {
         guard let name = node(entry.key, cluster, state) else { return }
-        state.unconfirmed.remove(name)
         do {
             state.records[name] = try CiliumNodeRecord(cluster: cluster, name: name, value: entry.value)
             state.malformed[entry.key] = nil
@@ -379,34 +391,48 @@ public actor EtcdInventory: InventorySource {
     private static let clusterAnnotation = "culvert.dev/cluster"
     private static let clusterIDAnnotation = "culvert.dev/cluster-id"
 
-    /// Writes the nodes to disk once they are whole, and then a minute after a change at the latest.
+    /// Writes the nodes to disk once those of the own cluster are read, and then a minute after a change at the latest.
     private func keepCache() async {
         var hasWritten = false
         while !Task.isCancelled {
-            let isWhole = known.values.allSatisfy { $0.isRead }
-            if isWhole && isCacheStale {
+            if isCacheStale, let own = clusters.first?.name, known[own]?.isRead == true {
                 saveCache()
                 hasWritten = true
             }
-            try? await Task.sleep(for: hasWritten ? .seconds(60) : .milliseconds(100))
+            try? await Task.sleep(for: hasWritten ? .seconds(60) : .seconds(1))
         }
     }
 
     public func saveCache() {
         guard let cachePath else { return }
         isCacheStale = false
-        let objects = clusters.flatMap { cluster in
-            (known[cluster.name]?.records ?? [:]).sorted { $0.key < $1.key }.flatMap { _, record -> [ManifestObject] in
-                var node = record.node
-                node.annotations[EtcdInventory.clusterAnnotation] = cluster.name
-                node.annotations[EtcdInventory.clusterIDAnnotation] = "\(record.clusterID)"
-                var cilium = record.cilium
-                // Two clusters may have nodes of one name.
-                node.name = "\(cluster.name)/\(node.name)"
-                cilium.name = node.name
-                return [.node(node), .ciliumNode(cilium)]
+        // Of clusters that were not reached since the start, what the file has of them stays.
+        let unread = Set(known.filter { !$0.value.isListed && $0.value.cachedAt == nil }.keys)
+        let kept =
+            unread.isEmpty
+            ? []
+            : (InventoryCache.read(cachePath)?.objects ?? []).filter { object in
+                switch object {
+                case .node(let node), .publishedNode(let node): unread.contains { node.name.hasPrefix($0 + "/") }
+                case .ciliumNode(let node): unread.contains { node.name.hasPrefix($0 + "/") }
+                default: false
+                }
             }
-        }
+        let objects =
+            kept
+            + clusters.flatMap { cluster in
+                (known[cluster.name]?.records ?? [:]).sorted { $0.key < $1.key }.flatMap {
+                    _, record -> [ManifestObject] in
+                    var node = record.node
+                    node.annotations[EtcdInventory.clusterAnnotation] = cluster.name
+                    node.annotations[EtcdInventory.clusterIDAnnotation] = "\(record.clusterID)"
+                    var cilium = record.cilium
+                    // Two clusters may have nodes of one name.
+                    node.name = "\(cluster.name)/\(node.name)"
+                    cilium.name = node.name
+                    return [.node(node), .ciliumNode(cilium)]
+                }
+            }
         do { try InventoryCache.write(ManifestWriter.list(objects), to: cachePath) } catch {
             logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
         }

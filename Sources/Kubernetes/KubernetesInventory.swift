@@ -57,7 +57,10 @@ public actor KubernetesInventory: InventorySource {
     private let wakes: AsyncStream<Void>
     /// Timers that wake whoever tells others.
     private var again: [Reason: Task<Void, Never>] = [:]
-    private enum Reason { case echo, turn }
+    private enum Reason { case echo, turn, reports, annotations }
+    private var gates: [Reason: (since: @Sendable () -> Duration, wait: Duration, backoff: Backoff)] = [:]
+    /// The server's definition of EgressPolicy is older than this release.
+    private var lacksSelectedPods = false
     private let clock: any Clock<Duration>
     private var recorded: Set<ObjectEvent> = []
     private var isCacheStale = false
@@ -65,9 +68,10 @@ public actor KubernetesInventory: InventorySource {
     private var tasks: [Task<Void, Never>] = []
     private var nodeReading: NodeReading
     private var nodesTask: Task<Void, Never>?
+    private var isStopped = false
     /// Nodes that are not watched and whose annotations are looked up all the same: the gateways of pods here.
     private var gateways: Set<String> = []
-    private var lookedUp: [String: (node: Node?, age: @Sendable () -> Duration)] = [:]
+    private var lookedUp: [String: (annotations: [String: String], age: @Sendable () -> Duration)] = [:]
 
     /// What is read of Nodes.
     public enum NodeReading: Sendable {
@@ -146,6 +150,8 @@ public actor KubernetesInventory: InventorySource {
         }
         logger.notice("the CiliumNodes have no labels of their Nodes: watching the metadata of all Nodes")
         nodeReading = .metadata
+        // Until they are there, what is known stays as it is.
+        listed.remove(.nodes)
         nodesTask?.cancel()
         let old = nodesTask
         nodesTask = Task {
@@ -153,13 +159,14 @@ public actor KubernetesInventory: InventorySource {
             if !Task.isCancelled { await self.followNodes() }
         }
     }
-    private func followNodes() { nodesTask = follow(.nodes) }
+    private func followNodes() { if !isStopped { nodesTask = follow(.nodes) } }
 
     /// Everything that is watched has been listed once.
     private var isComplete: Bool { listed.count == KubernetesInventory.watched.count }
 
     /// Ends the watches and the client. What is known stays.
     public func stop() async {
+        isStopped = true
         for task in again.values { task.cancel() }
         let tasks = tasks + [nodesTask].compactMap { $0 }
         for task in tasks { task.cancel() }
@@ -248,6 +255,13 @@ public actor KubernetesInventory: InventorySource {
                 return
             }
             entries[resource]?[key] = nil
+            if resource == .egressPolicies {
+                // One of the same name is another one.
+                let name = String(key.dropFirst())
+                reported[name] = nil
+                seenReasons[name] = nil
+                counted[name] = nil
+            }
             refresh(resource, [key])
         case .problem(let text):
             problems[resource] = text.isEmpty ? nil : text
@@ -275,7 +289,7 @@ public actor KubernetesInventory: InventorySource {
             return Entry(
                 objects: objects.map {
                     // Nodes have the same labels.
-                    if nodeReading != .own, case .ciliumNode(var node) = $0 {
+                    if knowsAllNodes, case .ciliumNode(var node) = $0 {
                         node.labels = [:]
                         return .ciliumNode(node)
                     }
@@ -311,9 +325,11 @@ public actor KubernetesInventory: InventorySource {
         var cilium: CiliumNode?
         if case .node(let found)? = entries[.nodes]?[key]?.objects.first { node = found }
         if case .ciliumNode(let found)? = entries[.ciliumNodes]?[key]?.objects.first { cilium = found }
-        if node == nil, nodeReading == .own, cilium != nil { node = lookedUp[String(key.dropFirst())]?.node }
         return (node, cilium)
     }
+
+    /// A node that has no Node here has none at all.
+    private var knowsAllNodes: Bool { nodeReading != .own && listed.contains(.nodes) }
 
     /// Puts what has changed into the inventory.
     private func refresh(_ resource: Resource, _ keys: Set<String>) {
@@ -324,14 +340,18 @@ public actor KubernetesInventory: InventorySource {
                 let (node, cilium) = self.node(key)
                 let name = String(key.dropFirst())
                 // A CiliumNode outlives its Node for a while; a node without Node is none, where Nodes are known.
-                let hasNode = node != nil || (nodeReading == .own && name != nodeName)
-                let (merged, found) = NodeMerge.merge(node, cilium: hasNode ? cilium : nil)
+                let hasNode = node != nil || (!knowsAllNodes && name != nodeName)
+                var (merged, found) = NodeMerge.merge(node, cilium: hasNode ? cilium : nil)
+                // Its own word on its egress address, and on nothing else: the CiliumNode is newer.
+                if !knowsAllNodes, let told = lookedUp[name]?.annotations {
+                    merged?.annotations.merge(told) { _, new in new }
+                }
                 known.nodes[name] = merged
                 nodeProblems[name] = found.isEmpty ? nil : found
-                if name == nodeName {
-                    wake.yield()
-                    readMoreOfNodesIfNeeded()
-                }
+            }
+            if keys.contains("/" + nodeName) {
+                wake.yield()
+                readMoreOfNodesIfNeeded()
             }
         case .pods:
             known.pods = objects(.pods) { if case .pod(let pod) = $0 { pod } else { nil } }
@@ -468,24 +488,28 @@ public actor KubernetesInventory: InventorySource {
 
     /// Says what is wanted, when it differs from what was said last; nothing periodic.
     private func keepPublished() async {
-        var backoff = Backoff(first: 0.2, ceiling: 30)
         for await _ in wakes {
-            var retry = await writeReports()
-            let annotations = wanted
+            if isOpen(.reports) { await writeReports() }
             let isEchoDue = sincePublished() > KubernetesInventory.echoPatience
             if listed.contains(.nodes), known.nodes[nodeName] != nil {
-                if annotations != published || (isForgotten && isEchoDue) {
-                    if let wait = await write(annotations, &backoff) { retry = min(retry ?? wait, wait) }
+                let annotations = wanted
+                if isOpen(.annotations), annotations != published || (isForgotten && isEchoDue) {
+                    await write(annotations)
                 }
                 // Whether it is there by then.
                 if isForgotten { lookAgain(.echo, after: KubernetesInventory.echoPatience + .milliseconds(200)) }
             }
-            if let retry {
-                try? await clock.sleep(for: retry)
-                wake.yield()
-            }
             if Task.isCancelled { return }
         }
+    }
+
+    /// A way of telling that failed is closed for a while; others are not.
+    private func isOpen(_ reason: Reason) -> Bool { gates[reason].map { $0.since() >= $0.wait } ?? true }
+    private func close(_ reason: Reason, _ error: any Error) {
+        var backoff = gates[reason]?.backoff ?? Backoff(first: 0.2, ceiling: 30)
+        let wait = backoff.wait(atLeast: (error as? APIError)?.retryAfter)
+        gates[reason] = (clock.stopwatch(), wait, backoff)
+        lookAgain(reason, after: wait)
     }
 
     private func lookAgain(_ reason: Reason, after time: Duration) {
@@ -496,8 +520,7 @@ public actor KubernetesInventory: InventorySource {
         }
     }
 
-    /// - Returns: when to try again; nil where it is done.
-    private func write(_ annotations: [String: String], _ backoff: inout Backoff) async -> Duration? {
+    private func write(_ annotations: [String: String]) async {
         do {
             try await client.apply(
                 .nodes, name: nodeName, manager: KubernetesInventory.manager,
@@ -514,13 +537,12 @@ public actor KubernetesInventory: InventorySource {
                     )))
             published = annotations
             sincePublished = clock.stopwatch()
-            backoff.reset()
+            gates[.annotations] = nil
             publishingProblem = nil
-            return nil
         } catch {
             publishingProblem = "the annotations of Node \(nodeName) cannot be written: \(error)"
             logger.warning("publishing failed", metadata: ["error": "\(error)"])
-            return backoff.wait(atLeast: (error as? APIError)?.retryAfter)
+            close(.annotations, error)
         }
     }
 
@@ -531,22 +553,23 @@ public actor KubernetesInventory: InventorySource {
     }
 
     /// Writes the status of policies that differ from what was written last.
-    ///
-    /// - Returns: when to try again; nil where it is done.
-    private func writeReports() async -> Duration? {
+    private func writeReports() async {
         let wanted = wantedReports.map { report in
             var report = report
-            report.selectedPods = counted[report.name]?.count
+            report.selectedPods = lacksSelectedPods ? nil : counted[report.name]?.count
             return report
         }
         reported = reported.filter { name, _ in wanted.contains { $0.name == name } }
-        var retry: Duration?
+        turns = turns.filter { entry in wantedReports.contains(entry.key) }
         var nextTurn: Duration?
         for policy in wanted where reported[policy.name] != policy {
             switch turn(of: policy) {
             case .now: break
-            case .whenSomethingChanges: continue
+            case .whenSomethingChanges:
+                reported[policy.name] = nil
+                continue
             case .after(let wait):
+                reported[policy.name] = nil
                 nextTurn = min(nextTurn ?? wait, wait)
                 continue
             }
@@ -566,6 +589,7 @@ public actor KubernetesInventory: InventorySource {
                                 ("selectedPods", policy.selectedPods.map { .integer(Int64($0)) }),
                                 ("reason", .string(policy.reason)))
                         )))
+                gates[.reports] = nil
             } catch let error as APIError where error.code == 404 {
                 // It is gone by now.
             } catch {
@@ -573,14 +597,18 @@ public actor KubernetesInventory: InventorySource {
                     "the status of a policy cannot be written",
                     metadata: ["policy": "\(policy.name)", "error": "\(error)"])
                 let code = (error as? APIError)?.code ?? 0
-                if code < 400 || code >= 429 {
+                if !lacksSelectedPods, "\(error)".contains("not declared in schema") {
+                    // The CustomResourceDefinition of an earlier release: without the count.
+                    lacksSelectedPods = true
+                    wake.yield()
+                } else if code < 400 || code >= 429 {
                     reported[policy.name] = nil
-                    retry = .seconds(1)
+                    close(.reports, error)
+                    break
                 }
             }
         }
         if let nextTurn { lookAgain(.turn, after: nextTurn) }
-        return retry
     }
 
     private enum Turn {
@@ -593,10 +621,14 @@ public actor KubernetesInventory: InventorySource {
     /// first by name goes first, and whoever sees that it is told has nothing to say.
     private func turn(of policy: PolicyReport) -> Turn {
         guard policy.activeGateways.isEmpty, policy.rank > 0 else { return .now }
-        if seenReasons[policy.name] == policy.reason { return .whenSomethingChanges }
+        // Who has told it goes on telling it.
+        if let last = reported[policy.name], last.activeGateways.isEmpty, last.reason == policy.reason { return .now }
         var key = policy
         key.selectedPods = nil
-        turns = turns.filter { entry in wantedReports.contains(entry.key) }
+        if seenReasons[policy.name] == policy.reason {
+            turns[key] = nil
+            return .whenSomethingChanges
+        }
         let elapsed = turns[key] ?? clock.stopwatch()
         turns[key] = elapsed
         let wait = Duration.seconds(policy.rank < 60 ? policy.rank : 60 + policy.rank % 120)
@@ -613,20 +645,17 @@ public actor KubernetesInventory: InventorySource {
         lookedUp = lookedUp.filter { gateways.contains($0.key) }
         for name in gateways.sorted() where name != nodeName {
             if let known = lookedUp[name], known.age() < .seconds(600) { continue }
-            var found: Node?
+            var told: [String: String] = [:]
             do {
-                if let object = try await client.get(.nodes, name: name, metadataOnly: true),
-                    case .success(let objects) = Manifests.read(Resource.nodes.stamp(object)),
-                    case .node(let node)? = objects.first.map(KubernetesInventory.lean)
-                {
-                    found = node
-                }
+                let object = try await client.get(.nodes, name: name, metadataOnly: true)
+                for member in object?["metadata"]?["annotations"]?.members ?? []
+                where member.key.hasPrefix("culvert.dev/") { told[member.key] = member.value.string }
             } catch {
                 logger.notice("a gateway cannot be looked up", metadata: ["node": "\(name)", "error": "\(error)"])
-                found = lookedUp[name]?.node
+                told = lookedUp[name]?.annotations ?? [:]
             }
-            let isNews = lookedUp[name]?.node != found
-            lookedUp[name] = (found, clock.stopwatch())
+            let isNews = (lookedUp[name]?.annotations ?? [:]) != told
+            lookedUp[name] = (told, clock.stopwatch())
             if isNews {
                 refresh(.nodes, ["/" + name])
                 changed()
@@ -645,7 +674,9 @@ public actor KubernetesInventory: InventorySource {
         while !Task.isCancelled {
             let isTime = sinceAll() > interval * Double.random(in: 0.9...1.1)
             if isTime { sinceAll = clock.stopwatch() }
-            let names = Set(wantedReports.map(\.name))
+            // Of policies of which another node tells, that one counts.
+            let names = Set(
+                wantedReports.filter { !$0.activeGateways.isEmpty || reported[$0.name] != nil }.map(\.name))
             counted = counted.filter { names.contains($0.key) }
             for policy in known.policies where policy.source == .culvert && names.contains(policy.name) {
                 guard isTime || counted[policy.name]?.selectors != policy.selectors else { continue }

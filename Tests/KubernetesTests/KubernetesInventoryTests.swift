@@ -400,13 +400,21 @@ import Testing
         try await Task.sleep(for: .milliseconds(300))
         #expect(sent() - before < 10_000, "bookmarks")
         #expect(await inventory.inventory().nodes["n2"]?.annotations.isEmpty == true)
-        // But for a gateway, which is asked for once.
+        // But for a gateway, which is asked for once: its own word on its address, and on nothing else.
+        cluster.server.apply([
+            ClusterContent.node(2, 7).replacingOccurrences(
+                of: "\"annotations\":{", with: "\"annotations\":{\"culvert.dev/egress-address\":\"192.0.2.7\",")
+        ])
         await inventory.useGateways(["n2"])
-        try await eventually { cluster.server.counters().requests["get nodes"] == 1 }
-        for _ in 0..<50 where await inventory.inventory().nodes["n2"]?.annotations.isEmpty != false {
+        func annotations() async -> [String: String] { await inventory.inventory().nodes["n2"]?.annotations ?? [:] }
+        for _ in 0..<100 where await annotations().isEmpty { try await Task.sleep(for: .milliseconds(50)) }
+        #expect(await annotations() == ["culvert.dev/egress-address": "192.0.2.7"])
+        #expect(cluster.server.counters().requests["get nodes"] == 1)
+        cluster.server.apply([ciliumNode(2, "\(host(2)),\"zone\":\"drained\"")])
+        for _ in 0..<100 where await inventory.inventory().nodes["n2"]?.labels["zone"] != "drained" {
             try await Task.sleep(for: .milliseconds(50))
         }
-        #expect(await inventory.inventory().nodes["n2"]?.mesh.location == "l1")
+        #expect(await inventory.inventory().nodes["n2"]?.labels["zone"] == "drained", "at once")
         #expect(cluster.server.counters().denials.isEmpty)
         // A Cilium that does not copy labels: the Nodes' are needed after all.
         cluster.server.apply((0..<4).map { ciliumNode($0, "") })
@@ -438,6 +446,19 @@ import Testing
             $0["requests"]?["patch"]?["egresspolicies.culvert.dev/status"] != nil
         }.compactMap { $0["userAgent"]?.string }
         #expect(writes == ["own n2"])
+        // It gets a gateway, loses it, and gets it again: each time somebody says so.
+        for _ in 0..<2 {
+            await inventories[0].report([])
+            await inventories[2].report([])
+            await inventories[1].report([PolicyReport(name: "e", activeGateways: ["n3"], reason: "")])
+            try await eventually { status()?["activeGateways"]?.elements?.first?.string == "n3" }
+            for (inventory, rank) in zip(inventories, [2, 3, 700]) {
+                await inventory.report([PolicyReport(name: "e", activeGateways: [], reason: "none fits", rank: rank)])
+            }
+            try await eventually {
+                status()?["reason"]?.string == "none fits" && status()?["activeGateways"]?.elements?.isEmpty == true
+            }
+        }
         for inventory in inventories { await inventory.stop() }
         await cluster.inventory.stop()
     }
