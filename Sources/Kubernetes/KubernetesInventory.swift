@@ -15,11 +15,11 @@ public actor KubernetesInventory: InventorySource {
     public nonisolated var files: FileSource? { nil }
     public nonisolated let changes: AsyncStream<Void>
     private let signal: AsyncStream<Void>.Continuation
-    private let client: KubernetesClient
-    private let nodeName: String
+    let client: KubernetesClient
+    let nodeName: String
     /// The last inventory on disk; nil: none is kept.
     private let cachePath: String?
-    private let logger: Logger
+    let logger: Logger
 
     /// What came of one object.
     private struct Entry: Equatable {
@@ -28,50 +28,50 @@ public actor KubernetesInventory: InventorySource {
     }
     /// By `namespace/name`.
     private var entries: [Resource: [String: Entry]] = [:]
-    private var known = Inventory()
+    var known = Inventory()
     private var nodeProblems: [String: [InventoryProblem]] = [:]
     /// Objects that are malformed, by `resource namespace/name`: few, so that thousands need not be looked through.
     private var malformed: [String: InventoryProblem] = [:]
-    private var listed: Set<Resource> = []
+    var listed: Set<Resource> = []
     private var problems: [Resource: String] = [:]
     /// Why the own Node does not say what it should.
-    private var publishingProblem: String?
+    var publishingProblem: String?
     /// When the cached inventory was written; nil: what is known came from the server.
     private var cachedAt: Date?
     private var hasAskedForCilium = false
     /// Time since the own Node was last written.
-    private var sincePublished: @Sendable () -> Duration = { .seconds(3600) }
+    var sincePublished: @Sendable () -> Duration = { .seconds(3600) }
     private var lookups: [PodLookup.Origin: (count: Int64, seconds: Double)] = [:]
-    private var published: [String: String] = [:]
-    private var wanted: [String: String] = [:]
-    private var wantedReports: [PolicyReport] = []
-    private var reported: [String: PolicyReport] = [:]
+    var published: [String: String] = [:]
+    var wanted: [String: String] = [:]
+    var wantedReports: [PolicyReport] = []
+    var reported: [String: PolicyReport] = [:]
     /// What the status of policies says, as the watch has told.
-    private var seenReasons: [String: String] = [:]
+    var seenReasons: [String: String] = [:]
     /// Since when others are waited for to tell of a policy without a gateway.
-    private var turns: [PolicyReport: @Sendable () -> Duration] = [:]
+    var turns: [PolicyReport: @Sendable () -> Duration] = [:]
     /// Pods that a policy selects, by policy, and what was counted then.
-    private var counted: [String: SelectedPods] = [:]
+    var counted: [String: SelectedPods] = [:]
     /// Says that there may be something to tell others.
-    private let wake: AsyncStream<Void>.Continuation
-    private let wakes: AsyncStream<Void>
+    let wake: AsyncStream<Void>.Continuation
+    let wakes: AsyncStream<Void>
     /// Timers that wake whoever tells others.
-    private var again: [Reason: Task<Void, Never>] = [:]
-    private enum Reason { case echo, turn, reports, annotations }
-    private var gates: [Reason: (since: @Sendable () -> Duration, wait: Duration, backoff: Backoff)] = [:]
+    var again: [Reason: Task<Void, Never>] = [:]
+    enum Reason { case echo, turn, reports, annotations }
+    var gates: [Reason: (since: @Sendable () -> Duration, wait: Duration, backoff: Backoff)] = [:]
     /// The server's definition of EgressPolicy is older than this release.
-    private var lacksSelectedPods = false
-    private let clock: any Clock<Duration>
-    private var recorded: Set<ObjectEvent> = []
+    var lacksSelectedPods = false
+    let clock: any Clock<Duration>
+    var recorded: Set<ObjectEvent> = []
     private var isCacheStale = false
 
     private var tasks: [Task<Void, Never>] = []
-    private var nodeReading: NodeReading
+    var nodeReading: NodeReading
     private var nodesTask: Task<Void, Never>?
     private var isStopped = false
     /// Nodes that are not watched and whose annotations are looked up all the same: the gateways of pods here.
-    private var gateways: Set<String> = []
-    private var lookedUp: [String: (annotations: [String: String], age: @Sendable () -> Duration)] = [:]
+    var gateways: Set<String> = []
+    var lookedUp: [String: (annotations: [String: String], age: @Sendable () -> Duration)] = [:]
 
     /// What is read of Nodes.
     public enum NodeReading: Sendable {
@@ -156,6 +156,8 @@ public actor KubernetesInventory: InventorySource {
         let old = nodesTask
         nodesTask = Task {
             await old?.value
+            // The server may notice the end of the old watch a little later; and all helpers find out at once.
+            try? await self.clock.sleep(for: .milliseconds(Int64.random(in: 500...2000)))
             if !Task.isCancelled { await self.followNodes() }
         }
     }
@@ -302,7 +304,7 @@ public actor KubernetesInventory: InventorySource {
     }
 
     /// Annotations that nobody here reads are left out: thousands of nodes have kilobytes of them.
-    private static func lean(_ object: ManifestObject) -> ManifestObject {
+    static func lean(_ object: ManifestObject) -> ManifestObject {
         switch object {
         case .node(var node), .publishedNode(var node):
             node.annotations = node.annotations.filter { entry in
@@ -332,7 +334,7 @@ public actor KubernetesInventory: InventorySource {
     private var knowsAllNodes: Bool { nodeReading != .own && listed.contains(.nodes) }
 
     /// Puts what has changed into the inventory.
-    private func refresh(_ resource: Resource, _ keys: Set<String>) {
+    func refresh(_ resource: Resource, _ keys: Set<String>) {
         for key in keys { malformed["\(resource) \(key)"] = entries[resource]?[key]?.problem }
         switch resource {
         case .nodes, .ciliumNodes:
@@ -380,7 +382,7 @@ public actor KubernetesInventory: InventorySource {
         (entries[resource] ?? [:]).values.flatMap { $0.objects.compactMap(pick) }
     }
 
-    private func changed() {
+    func changed() {
         isCacheStale = true
         known.revision = .init(number: known.revision.number + 1)
         signal.yield()
@@ -466,285 +468,6 @@ public actor KubernetesInventory: InventorySource {
             defer { group.cancelAll() }
             return try await group.next() ?? nil
         }
-    }
-
-    // MARK: telling
-
-    static let manager = "culvertd"
-
-    public func publish(annotations: [String: String]) {
-        wanted = annotations
-        wake.yield()
-    }
-
-    /// The Node lacks what was said: somebody has taken it away, or the Node was made anew.
-    private var isForgotten: Bool {
-        guard let node = known.nodes[nodeName] else { return false }
-        return wanted.contains { $0.key != "kilo.squat.ai/last-seen" && node.annotations[$0.key] != $0.value }
-    }
-
-    /// The watch needs a moment to tell of our own words.
-    private static let echoPatience = Duration.seconds(5)
-
-    /// Says what is wanted, when it differs from what was said last; nothing periodic.
-    private func keepPublished() async {
-        for await _ in wakes {
-            if isOpen(.reports) { await writeReports() }
-            let isEchoDue = sincePublished() > KubernetesInventory.echoPatience
-            if listed.contains(.nodes), known.nodes[nodeName] != nil {
-                let annotations = wanted
-                if isOpen(.annotations), annotations != published || (isForgotten && isEchoDue) {
-                    await write(annotations)
-                }
-                // Whether it is there by then.
-                if isForgotten { lookAgain(.echo, after: KubernetesInventory.echoPatience + .milliseconds(200)) }
-            }
-            if Task.isCancelled { return }
-        }
-    }
-
-    /// A way of telling that failed is closed for a while; others are not.
-    private func isOpen(_ reason: Reason) -> Bool { gates[reason].map { $0.since() >= $0.wait } ?? true }
-    private func close(_ reason: Reason, _ error: any Error) {
-        var backoff = gates[reason]?.backoff ?? Backoff(first: 0.2, ceiling: 30)
-        let wait = backoff.wait(atLeast: (error as? APIError)?.retryAfter)
-        gates[reason] = (clock.stopwatch(), wait, backoff)
-        lookAgain(reason, after: wait)
-    }
-
-    private func lookAgain(_ reason: Reason, after time: Duration) {
-        again[reason]?.cancel()
-        again[reason] = Task {
-            try? await clock.sleep(for: time)
-            if !Task.isCancelled { wake.yield() }
-        }
-    }
-
-    private func write(_ annotations: [String: String]) async {
-        do {
-            try await client.apply(
-                .nodes, name: nodeName, manager: KubernetesInventory.manager,
-                .make(
-                    ("apiVersion", .string("v1")), ("kind", .string("Node")),
-                    (
-                        "metadata",
-                        .make(
-                            ("name", .string(nodeName)),
-                            (
-                                "annotations",
-                                .strings(annotations.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
-                            ))
-                    )))
-            published = annotations
-            sincePublished = clock.stopwatch()
-            gates[.annotations] = nil
-            publishingProblem = nil
-        } catch {
-            publishingProblem = "the annotations of Node \(nodeName) cannot be written: \(error)"
-            logger.warning("publishing failed", metadata: ["error": "\(error)"])
-            close(.annotations, error)
-        }
-    }
-
-    public func report(_ policies: [PolicyReport]) {
-        guard policies != wantedReports else { return }
-        wantedReports = policies
-        wake.yield()
-    }
-
-    /// Writes the status of policies that differ from what was written last.
-    private func writeReports() async {
-        let wanted = wantedReports.map { report in
-            var report = report
-            report.selectedPods = lacksSelectedPods ? nil : counted[report.name]?.count
-            return report
-        }
-        reported = reported.filter { name, _ in wanted.contains { $0.name == name } }
-        turns = turns.filter { entry in wantedReports.contains(entry.key) }
-        var nextTurn: Duration?
-        for policy in wanted where reported[policy.name] != policy {
-            switch turn(of: policy) {
-            case .now: break
-            case .whenSomethingChanges:
-                reported[policy.name] = nil
-                continue
-            case .after(let wait):
-                reported[policy.name] = nil
-                nextTurn = min(nextTurn ?? wait, wait)
-                continue
-            }
-            // Once, whatever comes of it, until there is something else to say.
-            reported[policy.name] = policy
-            do {
-                try await client.apply(
-                    .egressPolicies, name: policy.name, subresource: "status", manager: KubernetesInventory.manager,
-                    .make(
-                        ("apiVersion", .string(Resource.egressPolicies.apiVersion)),
-                        ("kind", .string(Resource.egressPolicies.kind)),
-                        ("metadata", .make(("name", .string(policy.name)))),
-                        (
-                            "status",
-                            .make(
-                                ("activeGateways", .array(policy.activeGateways.map { .string($0) })),
-                                ("selectedPods", policy.selectedPods.map { .integer(Int64($0)) }),
-                                ("reason", .string(policy.reason)))
-                        )))
-                gates[.reports] = nil
-            } catch let error as APIError where error.code == 404 {
-                // It is gone by now.
-            } catch {
-                logger.warning(
-                    "the status of a policy cannot be written",
-                    metadata: ["policy": "\(policy.name)", "error": "\(error)"])
-                let code = (error as? APIError)?.code ?? 0
-                if !lacksSelectedPods, "\(error)".contains("not declared in schema") {
-                    // The CustomResourceDefinition of an earlier release: without the count.
-                    lacksSelectedPods = true
-                    wake.yield()
-                } else if code < 400 || code >= 429 {
-                    reported[policy.name] = nil
-                    close(.reports, error)
-                    break
-                }
-            }
-        }
-        if let nextTurn { lookAgain(.turn, after: nextTurn) }
-    }
-
-    private enum Turn {
-        case now
-        case after(Duration)
-        case whenSomethingChanges
-    }
-
-    /// Whether it is this node's turn to tell of a policy without a gateway: nobody knows which nodes run a helper, so the
-    /// first by name goes first, and whoever sees that it is told has nothing to say.
-    private func turn(of policy: PolicyReport) -> Turn {
-        guard policy.activeGateways.isEmpty, policy.rank > 0 else { return .now }
-        // Who has told it goes on telling it.
-        if let last = reported[policy.name], last.activeGateways.isEmpty, last.reason == policy.reason { return .now }
-        var key = policy
-        key.selectedPods = nil
-        if seenReasons[policy.name] == policy.reason {
-            turns[key] = nil
-            return .whenSomethingChanges
-        }
-        let elapsed = turns[key] ?? clock.stopwatch()
-        turns[key] = elapsed
-        let wait = Duration.seconds(policy.rank < 60 ? policy.rank : 60 + policy.rank % 120)
-        return elapsed() >= wait ? .now : .after(wait - elapsed())
-    }
-
-    // MARK: gateways
-
-    public func useGateways(_ names: Set<String>) { gateways = names }
-
-    /// What a gateway says of itself (its egress address), which its CiliumNode does not say: once, and every ten minutes.
-    private func lookUpGateways() async {
-        guard nodeReading == .own else { return }
-        lookedUp = lookedUp.filter { gateways.contains($0.key) }
-        for name in gateways.sorted() where name != nodeName {
-            if let known = lookedUp[name], known.age() < .seconds(600) { continue }
-            var told: [String: String] = [:]
-            do {
-                let object = try await client.get(.nodes, name: name, metadataOnly: true)
-                for member in object?["metadata"]?["annotations"]?.members ?? []
-                where member.key.hasPrefix("culvert.dev/") { told[member.key] = member.value.string }
-            } catch {
-                logger.notice("a gateway cannot be looked up", metadata: ["node": "\(name)", "error": "\(error)"])
-                told = lookedUp[name]?.annotations ?? [:]
-            }
-            let isNews = (lookedUp[name]?.annotations ?? [:]) != told
-            lookedUp[name] = (told, clock.stopwatch())
-            if isNews {
-                refresh(.nodes, ["/" + name])
-                changed()
-            }
-        }
-    }
-
-    // MARK: selected pods
-
-    /// Counts the pods that the policies select of which this node is to tell: when a policy is new or has changed, and
-    /// again every ten minutes. Requests of one node in the cluster; no watch, which would be sent every change of
-    /// every pod.
-    private func keepCounted() async {
-        let interval = Duration.seconds(600)
-        var sinceAll = clock.stopwatch()
-        while !Task.isCancelled {
-            let isTime = sinceAll() > interval * Double.random(in: 0.9...1.1)
-            if isTime { sinceAll = clock.stopwatch() }
-            // Of policies of which another node tells, that one counts.
-            let names = Set(
-                wantedReports.filter { !$0.activeGateways.isEmpty || reported[$0.name] != nil }.map(\.name))
-            counted = counted.filter { names.contains($0.key) }
-            for policy in known.policies where policy.source == .culvert && names.contains(policy.name) {
-                guard isTime || counted[policy.name]?.selectors != policy.selectors else { continue }
-                do {
-                    let count = try await SelectedPods.count(policy, known, client)
-                    counted[policy.name] = SelectedPods(selectors: policy.selectors, count: count)
-                    wake.yield()
-                } catch {
-                    logger.notice(
-                        "the pods of a policy cannot be counted",
-                        metadata: ["policy": "\(policy.name)", "error": "\(error)"])
-                    // Not before the next round: it is only a figure for people.
-                    counted[policy.name] = SelectedPods(
-                        selectors: policy.selectors, count: counted[policy.name]?.count)
-                }
-            }
-            await lookUpGateways()
-            try? await clock.sleep(for: .seconds(2))
-        }
-    }
-
-    public func record(_ event: ObjectEvent) {
-        // The same again says nothing new.
-        guard recorded.count < 10_000, recorded.insert(event).inserted else { return }
-        let (namespace, reference) = KubernetesInventory.reference(event.subject)
-        // Many nodes may have the same to say of a policy: the name is made of it, so that one event is left.
-        let name = "\(reference["name"]?.string ?? "").\(String(KubernetesInventory.hash("\(event)"), radix: 16))"
-        let now = ISO8601DateFormatter().string(from: Date())
-        let body = JSON.make(
-            ("apiVersion", .string("v1")), ("kind", .string("Event")),
-            ("metadata", .make(("name", .string(name)), ("namespace", .string(namespace)))),
-            ("involvedObject", reference), ("reason", .string(event.reason)), ("message", .string(event.message)),
-            ("type", .string("Warning")), ("firstTimestamp", .string(now)), ("lastTimestamp", .string(now)),
-            ("count", .integer(1)),
-            ("source", .make(("component", .string("culvertd")), ("host", .string(nodeName)))))
-        Task {
-            do { try await client.create(.events, namespace: namespace, body) } catch let error as APIError
-                where error.code == 409
-            {} catch {
-                logger.warning("an event cannot be written", metadata: ["error": "\(error)"])
-                recorded.remove(event)
-            }
-        }
-    }
-
-    private static func reference(_ subject: ObjectEvent.Subject) -> (namespace: String, JSON) {
-        switch subject {
-        case .pod(let namespace, let name, let uid):
-            (
-                namespace,
-                .make(
-                    ("apiVersion", .string("v1")), ("kind", .string("Pod")), ("namespace", .string(namespace)),
-                    ("name", .string(name)), ("uid", .string(uid)))
-            )
-        case .policy(let name, let source):
-            // Events of what has no namespace are in this one.
-            (
-                "default",
-                .make(
-                    ("apiVersion", .string(Resource.policies(source).apiVersion)), ("kind", .string(source.rawValue)),
-                    ("name", .string(name)))
-            )
-        }
-    }
-
-    /// FNV-1a, 64 bits: the same on every node.
-    private static func hash(_ text: String) -> UInt64 {
-        text.utf8.reduce(0xCBF2_9CE4_8422_2325) { ($0 ^ UInt64($1)) &* 0x0000_0100_0000_01B3 }
     }
 
     // MARK: cache
