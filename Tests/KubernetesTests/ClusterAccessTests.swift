@@ -201,7 +201,7 @@ import Testing
         #expect(named.renewalProblem.isEmpty)
         #expect(await works(proxied) == false, "it has not looked yet")
         for client in [named, nameless, proxied] { await client.shutdown() }
-        _ = server
+        withExtendedLifetime((server, proxy)) {}
     }
 
     /// A proxy that speaks CONNECT, on loopback.
@@ -240,7 +240,8 @@ import Testing
         var connections: Int {
             Shell.run("grep -c CONNECT \(directory)/log").output.split(separator: "\n").first.flatMap { Int($0) } ?? 0
         }
-        deinit { Shell.run("kill $(cat \(directory)/pid); rm -rf \(directory)") }
+        // What posix_spawn was called with blocked, SIGTERM too, stays blocked.
+        deinit { Shell.run("kill -9 $(cat \(directory)/pid); rm -rf \(directory)") }
     }
 
     @Test func linesOfAWatch() throws {
