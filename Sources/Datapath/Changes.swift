@@ -145,8 +145,8 @@ struct Changes {
             lostNextHops.isEmpty && lost.isEmpty ? observed.host.routes : observed.host.routes.filter { !isLost($0) }
         // What was applied last is in order, as what is wanted is; the kernel's dump nearly so. One pass over both: hashing
         // every route costs many times that.
-        let before = Changes.inOrder(present)
-        let after = Changes.inOrder(wanted.routes)
+        let before = Route.inOrder(present)
+        let after = Route.inOrder(wanted.routes)
         if before == after { return }
         /// The routes from here on that the kernel takes for the same.
         func run(_ routes: [Route], _ start: Int) -> ArraySlice<Route> {
@@ -177,11 +177,6 @@ struct Changes {
             }
         }
         func isSame(_ a: Route, _ b: Route) -> Bool { !Route.isBefore(a, b) && !Route.isBefore(b, a) }
-    }
-
-    private static func inOrder(_ routes: [Route]) -> [Route] {
-        zip(routes, routes.dropFirst()).allSatisfy { !Route.isBefore($1, $0) }
-            ? routes : routes.sorted(by: Route.isBefore)
     }
 
     /// Everything but the firewall, as commands.

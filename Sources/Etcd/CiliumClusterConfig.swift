@@ -4,6 +4,8 @@ import Jansson
 /// pkg/clustermesh/types). Absent in stores that only one cluster uses.
 struct CiliumClusterConfig: Equatable, Sendable {
     static func key(_ cluster: String) -> String { "cilium/cluster-config/\(cluster)" }
+    /// There when everything below a prefix is, if `hasSyncedCanaries`.
+    static func canary(_ cluster: String, _ prefix: String) -> String { "cilium/synced/\(cluster)/\(prefix)" }
 
     /// `cluster-id`, 1...511, of its own in a mesh; 0: not known.
     var id: Int64 = 0

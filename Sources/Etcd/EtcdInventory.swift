@@ -227,7 +227,7 @@ public actor EtcdInventory: InventorySource {
         guard !isStopped else { return }
         known[cluster]?.prefix = prefix
         known[cluster]?.isListed = false
-        let canary = "cilium/synced/\(cluster)/\(prefix)"
+        let canary = CiliumClusterConfig.canary(cluster, prefix)
         known[cluster]?.canaryTask?.cancel()
         known[cluster]?.canaryTask = Task {
             await self.follow(
@@ -250,7 +250,7 @@ public actor EtcdInventory: InventorySource {
         state.nodesTask?.cancel()
         let generation = state.generation + 1
         let prefix = state.prefix
-        let canary = "cilium/synced/\(cluster)/\(prefix)"
+        let canary = CiliumClusterConfig.canary(cluster, prefix)
         known[cluster]?.generation = generation
         known[cluster]?.nodesTask = Task {
             await self.follow(
@@ -492,7 +492,7 @@ public actor EtcdInventory: InventorySource {
             }
             if state.isListed && !state.isRead {
                 problems.append(
-                    "etcd of cluster \(cluster.name): its store is not complete yet (\("cilium/synced/\(cluster.name)/\(state.prefix)") is missing); nodes that were known stay"
+                    "etcd of cluster \(cluster.name): its store is not complete yet (\(CiliumClusterConfig.canary(cluster.name, state.prefix)) is missing); nodes that were known stay"
                 )
             }
             if let problem = clients[cluster.name]?.renewalProblem, !problem.isEmpty {

@@ -113,7 +113,7 @@ public actor KubernetesInventory: InventorySource {
         nodesTask = follow(.nodes)
         tasks.append(Task { await self.readCiliumConfig() })
         tasks.append(Task { await self.keepPublished() })
-        tasks.append(Task { await self.keepCounted() })
+        tasks.append(Task { await self.keepLookingUp() })
         tasks.append(Task { await self.keepCache() })
         let end = ContinuousClock.now + .milliseconds(Int64(seconds * 1000))
         var hasTold = false

@@ -157,6 +157,13 @@ public struct Route: Hashable, Sendable {
         if a.destination != b.destination { return a.destination < b.destination }
         return a.metric < b.metric
     }
+
+    /// The routes in that order. Most lists are: nothing is moved then. Otherwise their numbers are sorted, which are easier
+    /// to move than thousands of routes.
+    public static func inOrder(_ routes: [Route]) -> [Route] {
+        if zip(routes, routes.dropFirst()).allSatisfy({ !isBefore($1, $0) }) { return routes }
+        return routes.indices.sorted { isBefore(routes[$0], routes[$1]) }.map { routes[$0] }
+    }
 }
 
 /// A policy-routing rule.

@@ -60,13 +60,6 @@ public struct PolicyPlan: Equatable, Sendable {
 }
 
 public enum Planner {
-    /// By table, destination and metric (`Route.isBefore`). Thousands of routes: their numbers are sorted, which are
-    /// easier to move, and not even those where nothing is to be done.
-    private static func inOrder(_ routes: [Route]) -> [Route] {
-        if zip(routes, routes.dropFirst()).allSatisfy({ !Route.isBefore($1, $0) }) { return routes }
-        return routes.indices.sorted { Route.isBefore(routes[$0], routes[$1]) }.map { routes[$0] }
-    }
-
     /// Destinations that always keep their normal path, whatever the cluster looks like.
     static let alwaysKept = ["169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"].compactMap { IPNetwork($0) }
 
@@ -268,7 +261,7 @@ public enum Planner {
         mesh?.add(to: &plan.host, tunnels: tunnels)
         plan.meshMTU = mesh?.pathMTU(tunnels) ?? []
         plan.host.neighbours = Array(Set(plan.host.neighbours)).sorted { ($0.device, $0.peer) < ($1.device, $1.peer) }
-        plan.host.routes = inOrder(plan.host.routes)
+        plan.host.routes = Route.inOrder(plan.host.routes)
 
         // What comes out of a tunnel is routed by the main table, or by that of its egress interface.
         let tableByIdentity = Dictionary(
