@@ -91,24 +91,29 @@ let package = Package(
                 .product(name: "NIOHTTP1", package: "swift-nio"),
             ] + clusterClient),
         .target(name: "Planner", dependencies: ["Model", "Jansson"]),
+        // Makes the kernel equal to a plan: what is there, what differs, in which steps.
         .target(
-            name: "Datapath",
+            name: "Reconcile",
+            dependencies: ["Planner", "Netlink", "Firewall", "WireGuard", "Model", "CLinux"]),
+        .target(
+            name: "Agent",
             dependencies: [
-                "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model", "HelperProtocol", "CNI", "CLinux",
-                "Jansson",
+                "Reconcile", "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model", "HelperProtocol", "CNI",
+                "CLinux", "Jansson",
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "Crypto", package: "swift-crypto"),
             ]),
         .target(
             name: "API",
             dependencies: [
-                "Datapath", "Model", "Jansson", .product(name: "Hummingbird", package: "hummingbird"),
+                "Agent", "Firewall", "Planner", "WireGuard", "Model", "Jansson",
+                .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "Logging", package: "swift-log"),
             ]),
         .executableTarget(
             name: "culvertd",
             dependencies: [
-                "API", "Datapath", "Etcd", "Inventory", "Kubernetes", "Planner", "Model", "CLinux",
+                "API", "Agent", "Etcd", "Inventory", "Kubernetes", "Planner", "Model", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "Logging", package: "swift-log"),
@@ -123,7 +128,7 @@ let package = Package(
                 .product(name: "Yams", package: "Yams"),
             ]),
         .executableTarget(
-            name: "culvert-bench", dependencies: ["Datapath", "Planner", "Model", "CLinux"], path: "Benchmarks/Bench"),
+            name: "culvert-bench", dependencies: ["Reconcile", "Planner", "Model", "CLinux"], path: "Benchmarks/Bench"),
         .target(
             name: "TestSupport",
             dependencies: [
@@ -138,7 +143,7 @@ let package = Package(
         .testTarget(
             name: "KernelTests",
             dependencies: [
-                "Datapath", "Planner", "Model", "Netlink", "Firewall", "WireGuard", "Inventory", "Jansson", "CLinux",
+                "Agent", "Reconcile", "Planner", "Model", "Netlink", "Firewall", "WireGuard", "Inventory", "Jansson", "CLinux",
                 "TestSupport",
             ]),
         .testTarget(

@@ -1,5 +1,5 @@
 import CLinux
-import Datapath
+import Reconcile
 import Foundation
 import Model
 

@@ -1,4 +1,4 @@
-import Datapath
+import Agent
 import Hummingbird
 import Jansson
 import Logging

@@ -11,6 +11,9 @@ public struct Configuration: Equatable, Sendable {
     public var honorCiliumPolicies = true
     public var serviceCIDRs: [IPNetwork] = []
     public var excludedCIDRs: [IPNetwork] = []
+    /// Where the addresses of nodes lie. An address of a node outside of these is not kept on its normal path. Empty: every
+    /// address of every node is kept.
+    public var nodeCIDRs: [IPNetwork] = []
     public init() {}
 }
 

@@ -221,6 +221,10 @@ public struct EgressPolicy: Equatable, Sendable {
     public var egress = Egress.defaultAddress
     /// Why the whole policy is refused; empty when it is not.
     public var refusal = ""
+    /// The refused policy's selectors could not be read: nobody knows which pods it selects, so it keeps those that it had.
+    public var hasUnknownSelectors = false
+    /// The refused policy's destinations could not be read: pods that it selects anew are held for everything.
+    public var hasUnknownDestinations = false
     public init(name: String, source: Source) {
         self.name = name
         self.source = source
@@ -297,6 +301,9 @@ public struct Inventory: Equatable, Sendable {
     public var cilium: CiliumSettings?
     /// What is wrong with the objects, for people.
     public var problems: [InventoryProblem] = []
+    /// Why the inventory is not completely known, one reason each; empty when it is known. An inventory that is not
+    /// known says nothing about what is absent from it.
+    public var unknown: [String] = []
     /// Tells an older one from a newer one of the same source.
     public var revision = Revision(number: 0)
     public init() {}

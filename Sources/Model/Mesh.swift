@@ -193,6 +193,8 @@ public struct MeshConfiguration: Equatable, Sendable {
     public var manageLocalRoutes = false
     public var topologyLabel = "topology.kubernetes.io/region"
     public var kiloInterop = false
+    /// What `kilo.squat.ai/allowed-location-ips` of a node may name; empty: anything.
+    public var allowedLocationCIDRs: [IPNetwork] = []
     public var strategy = Strategy.always
     /// Of the local node, seconds; 0: none.
     public var persistentKeepalive: UInt16 = 0

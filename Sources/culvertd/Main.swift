@@ -1,7 +1,7 @@
 import API
 import ArgumentParser
 import CLinux
-import Datapath
+import Agent
 import Foundation
 import Inventory
 import Logging

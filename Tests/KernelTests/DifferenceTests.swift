@@ -3,7 +3,8 @@ import Model
 import TestSupport
 import Testing
 
-@testable import Datapath
+@testable import Agent
+@testable import Reconcile
 
 /// What is sent to the kernel, worked out in one pass over lists in order, against sets that do not know any order.
 struct DifferenceTests {

@@ -7,7 +7,8 @@ import Planner
 import TestSupport
 import Testing
 
-@testable import Datapath
+@testable import Agent
+@testable import Reconcile
 
 /// A network namespace of this process's own; everything in it is gone with the process.
 enum OwnNamespace {

@@ -4,7 +4,8 @@ import Model
 import TestSupport
 import Testing
 
-@testable import Datapath
+@testable import Agent
+@testable import Reconcile
 @testable import WireGuard
 
 /// Keys, and what is changed of peers; no kernel needed.

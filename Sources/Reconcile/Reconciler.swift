@@ -5,8 +5,8 @@ import Netlink
 import WireGuard
 
 /// The mesh's own device cannot be had: everything else can be, without it.
-struct MeshDeviceFailure: Error, CustomStringConvertible {
-    let description: String
+public struct MeshDeviceFailure: Error, CustomStringConvertible {
+    public let description: String
 
     static func naming<T>(_ link: Link, _ body: () throws -> T) throws -> T {
         do { return try body() } catch {
@@ -22,7 +22,7 @@ public final class Reconciler {
     private let firewall: FirewallSocket
     private var fou: FOUSocket?
     private var kernelWireGuard: KernelWireGuard?
-    private let userspaceWireGuard = UserspaceWireGuard(publicKey: WireGuardKeyFile.publicKey)
+    private let userspaceWireGuard: UserspaceWireGuard
     /// Why the mesh's device is not as planned; empty when it is. Nothing else depends on it.
     public private(set) var wireGuardProblem = ""
     /// The node's private WireGuard key; nil: there is no mesh.
@@ -49,8 +49,15 @@ public final class Reconciler {
         var isDumped = false
     }
 
-    public init(privateKey: [UInt8]? = nil) throws {
+    /// - Parameters:
+    ///   - privateKey: the node's WireGuard key, 32 bytes; nil: there is no mesh.
+    ///   - publicKey: the public key that belongs to a private one; nil where that is none.
+    /// - Throws: where the kernel gives no netlink socket.
+    public init(
+        privateKey: [UInt8]? = nil, publicKey: @escaping @Sendable ([UInt8]) -> WireGuardKey? = { _ in nil }
+    ) throws {
         self.privateKey = privateKey
+        userspaceWireGuard = UserspaceWireGuard(publicKey: publicKey)
         route = try NetlinkSocket(bus: NETLINK_ROUTE)
         firewall = try FirewallSocket()
     }
@@ -59,7 +66,7 @@ public final class Reconciler {
     public var routePort: UInt32 { route.port }
     public var firewallPort: UInt32 { firewall.port }
     /// For reading facts over the same socket.
-    var socket: NetlinkSocket { route }
+    public var socket: NetlinkSocket { route }
 
     /// Forgets what was applied: the next `apply` looks at the kernel first.
     public func invalidate() { applied = nil }

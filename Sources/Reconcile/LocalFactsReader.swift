@@ -5,14 +5,15 @@ import Netlink
 import WireGuard
 
 /// Reads this node's own facts from its kernel.
-struct LocalFactsReader {
-    let socket: NetlinkSocket
+public struct LocalFactsReader {
+    private let socket: NetlinkSocket
+    public init(socket: NetlinkSocket) { self.socket = socket }
 
     /// - Parameters:
     ///   - node: this node in the inventory, whose address tells the underlay device where the default route does not.
     ///   - wireGuardDevice: name of the WireGuard device; nil: there is no mesh.
     ///   - before: what spoke WireGuard when it was last asked; stays where the kernel cannot be asked.
-    func read(
+    public func read(
         nodeName: String, node: Node?, wireGuardDevice: String? = nil,
         before: LocalFacts.WireGuardSupport = .kernel
     ) throws -> LocalFacts {

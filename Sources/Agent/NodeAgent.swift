@@ -9,6 +9,7 @@ import Logging
 import Model
 import Netlink
 import Planner
+import Reconcile
 import WireGuard
 
 /// One node's state, and all that changes it: inventory, attachments, plan, kernel.
@@ -68,7 +69,8 @@ public actor NodeAgent {
         self.logger = logger
         store = AttachmentStore(runDirectory: settings.runDirectory)
         try store.prepare()
-        reconciler = try Reconciler(privateKey: settings.keys?.privateKey)
+        reconciler = try Reconciler(
+            privateKey: settings.keys?.privateKey, publicKey: { WireGuardKeyFile.publicKey(of: $0) })
         (publications, publication) = AsyncStream.makeStream(
             of: [String: String].self, bufferingPolicy: .bufferingNewest(1))
         (reports, report) = AsyncStream.makeStream(of: [PolicyReport].self, bufferingPolicy: .bufferingNewest(1))

@@ -1,4 +1,5 @@
 import Model
+import Reconcile
 
 /// `culvertd cleanup`: removes exactly what is ours.
 public enum Cleanup {
