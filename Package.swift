@@ -98,7 +98,8 @@ let package = Package(
         .target(
             name: "Agent",
             dependencies: [
-                "Reconcile", "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model", "HelperProtocol", "CNI",
+                "Reconcile", "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model", "HelperProtocol",
+                "CNI",
                 "CLinux", "Jansson",
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "Crypto", package: "swift-crypto"),
@@ -138,12 +139,14 @@ let package = Package(
         .testTarget(
             name: "PlannerTests",
             dependencies: [
-                "Planner", "Model", "Inventory", "Jansson", "CNI", "HelperProtocol", "PluginVerbs", "TestSupport",
+                "Planner", "Reconcile", "Netlink", "Model", "Inventory", "Jansson", "CNI", "HelperProtocol", "PluginVerbs",
+                "CLinux", "TestSupport",
             ]),
         .testTarget(
             name: "KernelTests",
             dependencies: [
-                "Agent", "Reconcile", "Planner", "Model", "Netlink", "Firewall", "WireGuard", "Inventory", "Jansson", "CLinux",
+                "Agent", "Reconcile", "Planner", "Model", "Netlink", "Firewall", "WireGuard", "Inventory", "Jansson",
+                "CLinux",
                 "TestSupport",
             ]),
         .testTarget(

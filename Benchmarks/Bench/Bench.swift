@@ -1,7 +1,7 @@
 import CLinux
-import Reconcile
 import Foundation
 import Model
+import Reconcile
 
 /// Figures as ratios beside a peer, measured in one run: each round does everybody's turn, so that what else the
 /// machine does hits all alike. `Benchmarks/run.sh` makes the namespaces and calls this.
@@ -192,17 +192,17 @@ enum Bench {
         var idle: [Double] = []
         for _ in 0..<rounds {
             peer.append(run(["/usr/sbin/ip", "-batch", file]))
-            try Reconciler().apply(HostState(), full: true)
+            try Reconciler().apply(HostState(), looking: .all)
             let reconciler = try Reconciler()
-            ours.append(try milliseconds { try reconciler.apply(wanted, full: true) })
+            ours.append(try milliseconds { _ = try reconciler.apply(wanted, looking: .all) })
             idle.append(
                 try milliseconds {
-                    guard try reconciler.apply(wanted, full: true) == 0 else {
+                    guard try reconciler.apply(wanted, looking: .all).count == 0 else {
                         print("the second run changed something")
                         exit(1)
                     }
                 })
-            try reconciler.apply(HostState(), full: true)
+            try reconciler.apply(HostState(), looking: .all)
         }
         report(
             "10,000 routes into an empty table, \(rounds) rounds",

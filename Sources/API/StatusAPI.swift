@@ -18,25 +18,27 @@ public enum StatusAPI {
         let router = Router()
         router.get("/healthz") { _, _ in "ok\n" }
         router.get("/readyz") { _, _ -> Response in
-            isReady()
-                ? text(.ok, "ok\n") : text(.serviceUnavailable, "starting: cni.sock does not listen yet\n")
+            guard isReady() else { return text(.serviceUnavailable, "starting: cni.sock does not listen yet\n") }
+            let summary = StatusSummary(await agent.snapshot())
+            return summary.unready.isEmpty
+                ? text(.ok, summary.level == .ok ? "ok\n" : "\(summary.line)\n")
+                : text(.serviceUnavailable, "\(summary.line)\n")
         }
         router.get("/v1/status") { _, _ in json(await status(agent)) }
         router.get("/v1/nodes") { _, _ in json(await nodes(agent)) }
         router.get("/v1/policies") { _, _ in
-            let plan = await agent.plan
+            let plan = await agent.snapshot().plan
             return json(.array(plan.policies.map(PlanJSON.policy)))
         }
         router.get("/v1/attachments") { _, _ in
-            let plan = await agent.plan
+            let plan = await agent.snapshot().plan
             return json(.array(plan.attachments.map(PlanJSON.attachment)))
         }
-        router.get("/v1/plan") { _, _ in json(PlanJSON.render(await agent.plan)) }
+        router.get("/v1/plan") { _, _ in json(PlanJSON.render(await agent.snapshot().plan)) }
         router.get("/v1/topology") { _, _ in
-            let configuration = await agent.configuration.mesh
-            return json(MeshJSON.topology(await agent.topology, configuration: configuration))
+            json(MeshJSON.topology(await agent.topology, configuration: agent.configuration.mesh))
         }
-        router.get("/v1/mtu") { _, _ in json(MeshJSON.mtu(await agent.plan.meshMTU)) }
+        router.get("/v1/mtu") { _, _ in json(MeshJSON.mtu(await agent.snapshot().plan.meshMTU)) }
         router.get("/v1/peers") { _, _ -> Response in
             do { return json(try await peers(agent)) } catch {
                 return json(.make(("error", .string("\(error)"))), status: .internalServerError)
@@ -68,11 +70,9 @@ public enum StatusAPI {
     }
 
     static func status(_ agent: NodeAgent) async -> JSON {
-        let facts = await agent.facts
-        let plan = await agent.plan
-        let inventory = await agent.inventory
-        let problem = await agent.datapathProblem
-        let configuration = await agent.configuration
+        let node = await agent.snapshot()
+        let summary = StatusSummary(node)
+        let (facts, plan, inventory) = (node.facts, node.plan, node.inventory)
         let counters = (try? await agent.firewallCounters()) ?? []
         let adopted = plan.attachments.filter(\.attachment.adopted)
         var warnings = plan.warnings
@@ -80,17 +80,37 @@ public enum StatusAPI {
         for problem in source["problems"]?.elements ?? [] {
             if let text = problem.string { warnings.append("inventory: \(text)") }
         }
-        let meshProblem = await agent.meshProblem
-        if !meshProblem.isEmpty { warnings.append("mesh: \(meshProblem)") }
+        if !node.meshProblem.isEmpty { warnings.append("mesh: \(node.meshProblem)") }
         for entry in adopted where !entry.policies.isEmpty {
             warnings.append(
                 "\(entry.attachment.displayName) was there before Culvert: it has no routes with the smaller MTU, restart it"
             )
         }
         return .make(
+            ("summary", .string(summary.level.rawValue)),
+            ("reasons", .array(summary.reasons.map { .string($0) })),
             ("version", .string(version)), ("node", .string(facts.nodeName)),
-            ("datapath", .string(problem.isEmpty ? "as planned" : problem)),
-            ("protocol", .string(configuration.tunnelProtocol.rawValue)),
+            (
+                "datapath",
+                .string(
+                    !node.isInformed
+                        ? "left as it was" : node.failures.isEmpty ? "as planned" : node.failures[0].message)
+            ),
+            (
+                "refused",
+                .array(
+                    node.failures.map {
+                        .make(("operation", .string($0.operation)), ("error", .string($0.message)))
+                    })
+            ),
+            (
+                "repairs",
+                .object(
+                    node.repairs.sorted { $0.key.rawValue < $1.key.rawValue }.map {
+                        JSON.Member($0.key.rawValue, .integer(Int64($0.value)))
+                    })
+            ),
+            ("protocol", .string(node.configuration.tunnelProtocol.rawValue)),
             ("overlayAddress", facts.overlayAddress.map { .string("\($0)") } ?? .null),
             ("underlay", .string(facts.underlayDevice)), ("underlayMTU", .integer(Int64(facts.underlayMTU))),
             ("inventory", source),
@@ -120,7 +140,7 @@ public enum StatusAPI {
             }
         }
         for peer in topology.peers { names[peer.publicKey] = (peer.name, "") }
-        let planned = await agent.plan.host.wireGuard?.peers ?? []
+        let planned = await agent.snapshot().plan.host.wireGuard?.peers ?? []
         return .array(
             planned.map { peer in
                 let now = there[peer.publicKey]
@@ -138,9 +158,8 @@ public enum StatusAPI {
     }
 
     static func nodes(_ agent: NodeAgent) async -> JSON {
-        let inventory = await agent.inventory
-        let own = await agent.nodeName
-        let plan = await agent.plan
+        let snapshot = await agent.snapshot()
+        let (inventory, own, plan) = (snapshot.inventory, snapshot.nodeName, snapshot.plan)
         return .array(
             inventory.nodes.values.sorted { $0.name < $1.name }.map { node in
                 .make(

@@ -19,6 +19,8 @@ struct AttachmentStore {
     var deletedDirectory: String { runDirectory + "/deleted" }
     var publishedDirectory: String { runDirectory + "/published" }
     private var idsPath: String { runDirectory + "/ids.json" }
+    private var adoptedPath: String { runDirectory + "/adopted.json" }
+    private var lockPath: String { runDirectory + "/lock" }
 
     /// Makes the directories that are missing.
     func prepare() throws {
@@ -38,6 +40,18 @@ struct AttachmentStore {
         }
     }
 
+    /// Makes sure that nobody else changes this node: for as long as the process lives.
+    ///
+    /// - Throws: where another helper, or a cleanup, is at work.
+    func lock() throws {
+        let descriptor = culvert_lock_file(lockPath)
+        if descriptor >= 0 { return }
+        throw Failure(
+            description: -descriptor == EWOULDBLOCK
+                ? "another culvertd uses \(runDirectory) (it has locked \(lockPath)); stop it first, or name another directory with --run-dir"
+                : "\(lockPath) cannot be locked: \(String(cString: strerror(-descriptor)))")
+    }
+
     private func write(_ path: String, _ value: JSON) throws {
         try AtomicFile.write(value.text(indent: 2) + "\n", to: path, mode: 0o640)
     }
@@ -54,9 +68,33 @@ struct AttachmentStore {
     func save(_ attachment: Attachment) throws {
         try write("\(attachmentsDirectory)/\(attachment.id)", AttachmentRecord.json(attachment))
     }
+    func has(_ id: String) -> Bool { access("\(attachmentsDirectory)/\(id)", F_OK) == 0 }
     func remove(_ id: String) { unlink("\(attachmentsDirectory)/\(id)") }
 
-    func save(_ ids: AssignedIDs) throws {
+    /// What pods have that never had an ADD, by the attachment's ID.
+    func saveAdopted(_ assignments: [String: [AssignedPolicy]]) throws {
+        try write(
+            adoptedPath,
+            .make(
+                ("version", .integer(AttachmentRecord.version)),
+                (
+                    "assignments",
+                    .object(
+                        assignments.sorted { $0.key < $1.key }.map {
+                            JSON.Member($0.key, AttachmentRecord.json($0.value))
+                        })
+                )))
+    }
+    func loadAdopted() -> [String: [AssignedPolicy]] {
+        var result: [String: [AssignedPolicy]] = [:]
+        for member in read(adoptedPath)?["assignments"]?.members ?? [] {
+            result[member.key] = AttachmentRecord.assignment(member.value)
+        }
+        return result
+    }
+
+    /// - Parameter overlayAddress: this node's, as it was last known.
+    func save(_ ids: AssignedIDs, overlayAddress: IPAddress?) throws {
         func numbers(_ map: AssignedIDs.Numbers) -> JSON {
             .object(map.sorted { $0.key < $1.key }.map { JSON.Member($0.key, .integer(Int64($0.value))) })
         }
@@ -64,8 +102,10 @@ struct AttachmentStore {
             idsPath,
             .make(
                 ("tunnels", numbers(ids.tunnels)), ("tables", numbers(ids.tables)),
-                ("nextHops", numbers(ids.nextHops))))
+                ("nextHops", numbers(ids.nextHops)),
+                ("overlayAddress", overlayAddress.map { .string("\($0)") })))
     }
+    func loadOverlayAddress() -> IPAddress? { read(idsPath)?["overlayAddress"]?.string.flatMap { IPAddress($0) } }
 
     private func read(_ path: String) -> JSON? {
         FileManager.default.contents(atPath: path).flatMap { try? JSON.parse([UInt8]($0)) }
@@ -117,11 +157,76 @@ struct AttachmentStore {
         for name in names(deletedDirectory) { unlink("\(deletedDirectory)/\(name)") }
         for name in names(publishedDirectory) { unlink("\(publishedDirectory)/\(name)") }
         unlink(idsPath)
+        unlink(adoptedPath)
     }
 }
 
-/// An attachment as JSON.
+/// An attachment as JSON. What is new in a version is added to it, so that the release before reads it too.
 enum AttachmentRecord {
+    /// 2: `assignment`.
+    static let version: Int64 = 2
+
+    static func json(_ policies: [AssignedPolicy]) -> JSON {
+        .array(
+            policies.map { policy in
+                var standing = "inForce"
+                if case .kept = policy.standing { standing = "kept" }
+                if case .held = policy.standing { standing = "held" }
+                func texts(_ networks: [IPNetwork]) -> JSON { .array(networks.map { .string("\($0)") }) }
+                let egress: JSON =
+                    switch policy.egress {
+                    case .defaultAddress: .make(("kind", .string("default")))
+                    case .address(let address):
+                        .make(("kind", .string("address")), ("value", .string("\(address)")))
+                    case .interface(let name): .make(("kind", .string("interface")), ("value", .string(name)))
+                    case .untranslated: .make(("kind", .string("untranslated")))
+                    }
+                return .make(
+                    ("source", .string(policy.source.rawValue)), ("name", .string(policy.name)),
+                    ("destinations", texts(policy.destinations)), ("exclusions", texts(policy.exclusions)),
+                    ("egress", egress), ("gateways", .array(policy.gateways.map { .string($0) })),
+                    ("standing", .string(standing)), ("reason", .string(policy.reason)))
+            })
+    }
+
+    /// nil where it is not such a list.
+    static func assignment(_ value: JSON?) -> [AssignedPolicy]? {
+        guard let elements = value?.elements else { return nil }
+        var policies: [AssignedPolicy] = []
+        for element in elements {
+            guard let source = element["source"]?.string.flatMap({ EgressPolicy.Source(rawValue: $0) }),
+                let name = element["name"]?.string
+            else { return nil }
+            func networks(_ key: String) -> [IPNetwork] {
+                (element[key]?.elements ?? []).compactMap { $0.string.flatMap { IPNetwork($0) } }
+            }
+            let text = element["egress"]?["value"]?.string ?? ""
+            let egress: EgressPolicy.Egress
+            switch element["egress"]?["kind"]?.string {
+            case "default": egress = .defaultAddress
+            case "address":
+                guard let address = IPAddress(text) else { return nil }
+                egress = .address(address)
+            case "interface": egress = .interface(text)
+            case "untranslated": egress = .untranslated
+            default: return nil
+            }
+            let reason = element["reason"]?.string ?? ""
+            let standing: AssignedPolicy.Standing =
+                switch element["standing"]?.string {
+                case "kept": .kept(reason)
+                case "held": .held(reason)
+                default: .inForce
+                }
+            policies.append(
+                AssignedPolicy(
+                    source: source, name: name, destinations: networks("destinations"),
+                    exclusions: networks("exclusions"), egress: egress,
+                    gateways: (element["gateways"]?.elements ?? []).compactMap(\.string), standing: standing))
+        }
+        return policies
+    }
+
     static func json(_ attachment: Attachment) -> JSON {
         func map(_ pairs: [String: String]) -> JSON {
             .strings(pairs.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
@@ -139,7 +244,8 @@ enum AttachmentRecord {
                     attachment.podRoutes.sorted { $0.key < $1.key }.map {
                         JSON.Member("\($0.key)", .integer(Int64($0.value)))
                     })
-            ), ("hostIndex", .integer(Int64(attachment.hostIndex))), ("hostName", .string(attachment.hostName)))
+            ), ("hostIndex", .integer(Int64(attachment.hostIndex))), ("hostName", .string(attachment.hostName)),
+            ("version", .integer(version)), ("assignment", attachment.assignment.map { json($0) }))
     }
 
     static func attachment(_ value: JSON) -> Attachment? {
@@ -156,6 +262,7 @@ enum AttachmentRecord {
             podNamespace: text("namespace"), podName: text("name"), podUID: text("uid"), addresses: addresses,
             labels: map("labels"), annotations: map("annotations"), defaultPolicy: text("defaultPolicy"),
             hostIndex: Int32(clamping: value["hostIndex"]?.integer ?? 0), hostName: text("hostName"))
+        attachment.assignment = assignment(value["assignment"])
         for member in value["podRoutes"]?.members ?? [] {
             if let network = IPNetwork(member.key), let mtu = member.value.integer {
                 attachment.podRoutes[network] = Int(mtu)

@@ -11,13 +11,13 @@ enum BlockingThread {
     /// Runs `body` on a new, detached thread.
     ///
     /// - Throws: where the system gives no thread; `body` is let go of.
-    static func start(_ purpose: String, _ body: @escaping @Sendable () -> Void) throws {
+    static func start(_ purpose: String, stackKiB: UInt32 = 512, _ body: @escaping @Sendable () -> Void) throws {
         let retained = Unmanaged.passRetained(Body(body))
         let error = culvert_start_thread(
             { argument in
                 if let argument { Unmanaged<Body>.fromOpaque(argument).takeRetainedValue().run() }
                 return nil
-            }, retained.toOpaque())
+            }, retained.toOpaque(), stackKiB)
         guard error < 0 else { return }
         retained.release()
         throw NetlinkError(operation: "thread for \(purpose)", code: -error)

@@ -1,3 +1,4 @@
+import CLinux
 import Model
 import Reconcile
 
@@ -5,10 +6,17 @@ import Reconcile
 public enum Cleanup {
     /// Everything of Culvert in this network namespace's kernel, and in the run directory.
     ///
+    /// - Throws: where a helper is running, or the kernel refuses to let go of something.
     /// - Returns: how many changes were made to the kernel.
     public static func run(runDirectory: String) throws -> Int {
-        let changes = try Reconciler().apply(HostState(), full: true)
-        AttachmentStore(runDirectory: runDirectory).removeAll()
-        return changes
+        let store = AttachmentStore(runDirectory: runDirectory)
+        if access(runDirectory, W_OK) == 0 { try store.lock() }
+        let outcome = try Reconciler().apply(HostState())
+        if let failure = outcome.failures.first {
+            throw AttachmentStore.Failure(
+                description: "not all could be removed: \(failure.message); run it again when the cause is gone")
+        }
+        store.removeAll()
+        return outcome.count
     }
 }

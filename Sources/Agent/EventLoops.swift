@@ -1,46 +1,78 @@
 import CLinux
+import Dispatch
 import Firewall
 import Inventory
 import Logging
 import Netlink
+import Reconcile
+import Synchronization
 
-/// The threads that wait for the kernel and for files, and tell the agent.
-public enum EventLoops {
-    /// Kernel events of both kinds and changes of the inventory, for as long as the process lives.
+/// The threads that wait for the kernel and for files, and those who tell the agent what they have seen.
+public struct EventLoops: Sendable {
+    private let agent: NodeAgent
+    private let changes: KernelChanges
+    private let deletions: AsyncStream<Int32>
+
+    /// Begins to listen, so that nothing that happens from now on is missed. Nobody is told yet.
     ///
     /// - Throws: where the kernel's notifications cannot be had.
-    public static func start(agent: NodeAgent, logger: Logger) async throws {
+    public static func listen(agent: NodeAgent, logger: Logger) async throws -> EventLoops {
         let ports = await agent.eventPorts
-        let (drift, driftSignal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        let changes = KernelChanges()
         let (deletions, deletionSignal) = AsyncStream.makeStream(of: Int32.self)
-        let host = try HostEventLoop(
-            ports: ports.route, drift: driftSignal, deletions: deletionSignal, logger: logger)
+        let host = try HostEventLoop(ports: ports.route, changes: changes, deletions: deletionSignal, logger: logger)
         try BlockingThread.start("kernel notifications") { host.run() }
-        let firewall = try FirewallEventLoop(port: ports.firewall, drift: driftSignal, logger: logger)
+        let firewall = try FirewallEventLoop(port: ports.firewall, changes: changes, logger: logger)
         try BlockingThread.start("nftables notifications") { firewall.run() }
         if let files = agent.source.files {
             try BlockingThread.start("the inventory directory") { files.watch() }
         }
-        if await agent.configuration.mesh.enabled { Task { await watchMesh(agent: agent) } }
+        return EventLoops(agent: agent, changes: changes, deletions: deletions)
+    }
+
+    /// Tells the agent what has happened since `listen`, and from now on, for as long as the process lives. To be called
+    /// when the agent has loaded what was.
+    public func serve() async {
+        let agent = agent
+        if agent.configuration.mesh.enabled { Task { await EventLoops.watchMesh(agent: agent) } }
         Task { for await _ in agent.source.changes { await agent.inventoryChanged() } }
         Task { for await policies in agent.reports { await agent.source.report(policies) } }
         Task { for await annotations in agent.publications { await agent.source.publish(annotations: annotations) } }
-        Task {
-            for await _ in drift {
-                await agent.kernelChanged()
-                // Our repair may itself cause events (routes that vanish with a device), which one more look settles.
-                try? await Task.sleep(for: .milliseconds(20))
-            }
-        }
+        let changes = changes
+        Task { await EventLoops.repair(changes, agent) }
+        let deletions = deletions
         Task {
             for await index in deletions {
                 if index == 0 { await agent.lookAtEverything() } else { await agent.linksDeleted([index]) }
             }
         }
+        Task {
+            while true {
+                try? await Task.sleep(for: .seconds(30))
+                await agent.lookAtHost()
+            }
+        }
     }
 
-    /// Looks at WireGuard every ten seconds, checks in with Kilo every thirty (its own timer), and asks for the addresses
-    /// of endpoints' names every minute.
+    /// Has what others change put back, kind by kind. The first time at once; while others go on, less and less often.
+    private static func repair(_ changes: KernelChanges, _ agent: NodeAgent) async {
+        let shortest = Duration.milliseconds(20)
+        var pause = shortest
+        for await _ in changes.signals {
+            let (parts, facts) = changes.take()
+            if parts.isEmpty && !facts { continue }
+            let clock = ContinuousClock.now
+            let repaired = await agent.kernelChanged(parts, facts: facts)
+            // Looking in vain again and again costs others their time; a repair is never put off.
+            pause = repaired ? shortest : min(pause * 2, .milliseconds(500))
+            let spent = ContinuousClock.now - clock
+            try? await Task.sleep(for: max(pause, spent * 2))
+            if !changes.isPending { pause = shortest }
+        }
+    }
+
+    /// Looks at WireGuard every ten seconds, checks in with Kilo every thirty, and asks for the addresses of endpoints' names
+    /// every minute.
     private static func watchMesh(agent: NodeAgent) async {
         var round = 0
         while true {
@@ -59,15 +91,14 @@ public enum EventLoops {
 
     private final class HostEventLoop: @unchecked Sendable {
         let events: HostEvents
-        let drift: AsyncStream<Void>.Continuation
+        let changes: KernelChanges
         let deletions: AsyncStream<Int32>.Continuation
         let logger: Logger
         init(
-            ports: UInt32, drift: AsyncStream<Void>.Continuation, deletions: AsyncStream<Int32>.Continuation,
-            logger: Logger
+            ports: UInt32, changes: KernelChanges, deletions: AsyncStream<Int32>.Continuation, logger: Logger
         ) throws {
             events = try HostEvents(ownPorts: [ports])
-            self.drift = drift
+            self.changes = changes
             self.deletions = deletions
             self.logger = logger
         }
@@ -77,7 +108,12 @@ public enum EventLoops {
                     for event in try events.next() {
                         switch event {
                         case .linkDeleted(let index): deletions.yield(index)
-                        case .drift: drift.yield()
+                        case .ourLinks: changes.add([.links])
+                        case .ourNextHops: changes.add([.nextHops])
+                        case .ourRoutes: changes.add([.routes])
+                        case .ourRules: changes.add([.rules])
+                        case .neighbours: changes.add([.neighbours])
+                        case .facts: changes.add([], facts: true)
                         case .overrun: deletions.yield(0)
                         }
                     }
@@ -92,21 +128,50 @@ public enum EventLoops {
 
     private final class FirewallEventLoop: @unchecked Sendable {
         let events: FirewallEvents
-        let drift: AsyncStream<Void>.Continuation
+        let changes: KernelChanges
         let logger: Logger
-        init(port: UInt32, drift: AsyncStream<Void>.Continuation, logger: Logger) throws {
+        init(port: UInt32, changes: KernelChanges, logger: Logger) throws {
             events = try FirewallEvents(ownPort: port)
-            self.drift = drift
+            self.changes = changes
             self.logger = logger
         }
         func run() {
             while true {
-                do { if try events.next() { drift.yield() } } catch {
+                do { if try events.next() { changes.add([.firewall]) } } catch {
                     logger.error("nftables notifications: \(error)")
-                    drift.yield()
+                    changes.add([.firewall])
                     sleep(1)
                 }
             }
         }
     }
+}
+
+/// Parts of the kernel that somebody else has changed and nobody has looked at yet.
+final class KernelChanges: Sendable {
+    private struct Pending {
+        var parts: Set<KernelPart> = []
+        var facts = false
+    }
+    private let pending = Mutex(Pending())
+    let signals: AsyncStream<Void>
+    private let signal: AsyncStream<Void>.Continuation
+
+    init() { (signals, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1)) }
+
+    func add(_ parts: Set<KernelPart>, facts: Bool = false) {
+        pending.withLock {
+            $0.parts.formUnion(parts)
+            $0.facts = $0.facts || facts
+        }
+        signal.yield()
+    }
+    func take() -> (parts: Set<KernelPart>, facts: Bool) {
+        pending.withLock { pending in
+            let taken = pending
+            pending = Pending()
+            return (taken.parts, taken.facts)
+        }
+    }
+    var isPending: Bool { pending.withLock { !$0.parts.isEmpty || $0.facts } }
 }

@@ -1,18 +1,17 @@
 import CLinux
-import CNI
 import Firewall
 import Foundation
-import HelperProtocol
 import Inventory
-import Jansson
 import Logging
 import Model
 import Netlink
 import Planner
 import Reconcile
-import WireGuard
 
-/// One node's state, and all that changes it: inventory, attachments, plan, kernel.
+/// One node's state, and the order of what changes it: inventory, attachments, plan, kernel.
+///
+/// Everything here runs on a thread of its own (`KernelThread`). CNI verbs are in `Attachments/`, the mesh's timers in
+/// `MeshWatch.swift`, what is told to others in `Publishing.swift`.
 public actor NodeAgent {
     public struct Settings: Sendable {
         public var nodeName: String
@@ -30,45 +29,79 @@ public actor NodeAgent {
         }
     }
 
-    let settings: Settings
-    private let logger: Logger
-    private let store: AttachmentStore
-    private let reconciler: Reconciler
+    nonisolated let settings: Settings
+    nonisolated let logger: Logger
     public nonisolated let source: any InventorySource
-    public private(set) var inventory = Inventory()
-    public private(set) var facts: LocalFacts
-    private var attachments: [String: Attachment] = [:]
-    public private(set) var plan = Plan()
-    /// Why the kernel is not as planned; empty when it is.
-    public private(set) var datapathProblem = ""
-    /// What this node has to say of itself, whenever that changes.
-    nonisolated let publications: AsyncStream<[String: String]>
-    private let publication: AsyncStream<[String: String]>.Continuation
-    /// What became of the policies of which this node is to tell, whenever that changes.
-    nonisolated let reports: AsyncStream<[PolicyReport]>
-    private let report: AsyncStream<[PolicyReport]>.Continuation
-    /// Why there is no WireGuard device; empty where there is, or none is wanted.
-    private var deviceProblem = ""
-    /// Why WireGuard is not as planned; empty when it is.
-    public private(set) var meshProblem = ""
-    private var savedIDs = AssignedIDs()
-    private var nodeIndex = NodeIndex()
-    private var gatewaysInUse: Set<String> = []
-    private var lastReports: [PolicyReport] = []
-    private var lastProblems: [InventoryProblem] = []
-    private var resolvedNames: [String: IPAddress] = [:]
-    /// When this node last checked in with Kilo's nodes, seconds since 1970.
-    private var lastSeen: Int64 = 0
-    /// Where peers behind a NAT were seen.
-    private var discoveredEndpoints: [WireGuardKey: SocketAddress] = [:]
+    private nonisolated let thread: KernelThread
+    public nonisolated var unownedExecutor: UnownedSerialExecutor { thread.asUnownedSerialExecutor() }
+    let store: AttachmentStore
+    let reconciler: Reconciler
 
-    /// - Throws: where a netlink socket or the run directory cannot be had.
+    // MARK: what is known
+
+    /// The last inventory that was known completely.
+    var inventory = Inventory()
+    /// Why what the source says now is not known completely; empty when it is. Nothing is taken from such an inventory.
+    var unknown: [String] = ["it has not been read yet"]
+    /// An inventory was known completely since the start. Before that nothing is planned, and the kernel stays as it is.
+    var isInformed = false
+    /// `start` has loaded what was: nothing acts before.
+    private var isStarted = false
+    var facts: LocalFacts
+    var attachments: [String: Attachment] = [:]
+    /// What pods have that never had an ADD, by the attachment's ID.
+    private var adopted: [String: [AssignedPolicy]] = [:]
+    /// Pods whose attachment has ended and whose object is still there: they are not adopted.
+    var endedPods: Set<String> = []
+
+    // MARK: what is wanted, and what came of it
+
+    var plan = Plan()
+    private var savedIDs = AssignedIDs()
+    private var savedOverlay: IPAddress?
+    private var memory = PlannerMemory()
+    /// What the kernel refused, or why it could not be looked at; empty when it is as planned.
+    private(set) var failures: [ApplyOutcome.Failure] = []
+    /// Why there is no WireGuard device; empty where there is, or none is wanted.
+    private var meshDeviceProblem = ""
+    /// Why WireGuard is not as planned; empty when it is.
+    var meshProblem = ""
+    private var retryTask: Task<Void, Never>?
+    private var retryDelay = Duration.milliseconds(NodeAgent.firstRetryMilliseconds)
+    private static let firstRetryMilliseconds = 100
+    private static let longestRetry = Duration.seconds(30)
+    /// How many objects were put back that somebody else had changed, since the start, by kind.
+    private var repairs: [KernelPart: Int] = [:]
+    /// Why something could not be kept on disk; empty where all could.
+    private var storeProblem = ""
+
+    // MARK: what is told to others
+
+    nonisolated let publications: AsyncStream<[String: String]>
+    let publication: AsyncStream<[String: String]>.Continuation
+    nonisolated let reports: AsyncStream<[PolicyReport]>
+    let report: AsyncStream<[PolicyReport]>.Continuation
+    var lastReports: [PolicyReport] = []
+    var gatewaysInUse: Set<String> = []
+    private var lastProblems: Set<InventoryProblem> = []
+
+    // MARK: the mesh
+
+    var resolvedNames: [String: IPAddress] = [:]
+    /// When this node last checked in with Kilo's nodes, seconds since 1970.
+    var lastSeen: Int64 = 0
+    /// Where peers behind a NAT were seen.
+    var discoveredEndpoints: [WireGuardKey: SocketAddress] = [:]
+
+    /// - Throws: where a netlink socket or the run directory cannot be had, or another helper has it.
     public init(settings: Settings, source: any InventorySource, logger: Logger) throws {
         self.settings = settings
         self.source = source
         self.logger = logger
+        thread = try KernelThread("the kernel")
         store = AttachmentStore(runDirectory: settings.runDirectory)
         try store.prepare()
+        try store.lock()
         reconciler = try Reconciler(
             privateKey: settings.keys?.privateKey, publicKey: { WireGuardKeyFile.publicKey(of: $0) })
         (publications, publication) = AsyncStream.makeStream(
@@ -77,17 +110,41 @@ public actor NodeAgent {
         facts = LocalFacts(nodeName: settings.nodeName)
     }
 
+    public nonisolated var nodeName: String { settings.nodeName }
+    public nonisolated var configuration: Configuration { settings.configuration }
     public var eventPorts: (route: UInt32, firewall: UInt32) { (reconciler.routePort, reconciler.firewallPort) }
 
     // MARK: start
 
     /// Takes over what an earlier run left: attachments whose link is still there, numbers, kernel state. Drains the
-    /// DELs that came in between. To be called once, before `cni.sock` listens.
+    /// DELs that came in between. To be called once, before `cni.sock` listens and before any event is served.
     public func start() async throws {
-        inventory = await source.inventory()
-        reportProblems()
-        savedIDs = store.loadIDs()
-        plan.ids = savedIDs
+        plan.ids = store.loadIDs()
+        savedIDs = plan.ids
+        // Numbers that the kernel knows and the file does not are not given to anything else.
+        plan.ids.retired = try reconciler.numbersInUse()
+        plan.ids.retired.tunnels.subtract(plan.ids.tunnels.values)
+        plan.ids.retired.tables.subtract(plan.ids.tables.values)
+        plan.ids.retired.nextHops.subtract(plan.ids.nextHops.values)
+        savedOverlay = store.loadOverlayAddress()
+        facts.lastOverlayAddress = try savedOverlay ?? reconciler.tunnelAddress()
+        try loadAttachments()
+        adopted = store.loadAdopted()
+        isStarted = true
+        let first = await source.inventory()
+        // What an earlier run has told others stays told until WireGuard was looked at: they use it.
+        discoveredEndpoints = first.nodes[settings.nodeName]?.mesh.discoveredEndpoints ?? [:]
+        try refreshFacts()
+        take(first, reason: "start")
+        if !isInformed {
+            logger.error(
+                "the inventory is not known: the kernel stays as it is, and no pod can start",
+                metadata: ["why": "\(unknown.joined(separator: "; "))"])
+        }
+        for id in store.deletions() { store.forgetDeletion(id) }
+    }
+
+    private func loadAttachments() throws {
         let (found, damaged) = store.load()
         for path in damaged {
             logger.error("not an attachment, left out and removed", metadata: ["file": "\(path)"])
@@ -95,155 +152,188 @@ public actor NodeAgent {
         }
         let links = Dictionary(
             try reconciler.socket.links().map { ($0.index, $0.name) }, uniquingKeysWith: { a, _ in a })
+        var gone: Set<IPAddress> = []
         for attachment in found {
             if attachment.hostIndex != 0, links[attachment.hostIndex] != attachment.hostName {
                 logger.info("its link is gone: attachment ended", metadata: ["attachment": "\(attachment.id)"])
                 store.remove(attachment.id)
+                endedPods.insert(attachment.podUID)
+                gone.formUnion(attachment.addresses.map(\.address))
             } else {
                 attachments[attachment.id] = attachment
             }
         }
         for id in store.deletions() {
-            if attachments.removeValue(forKey: id) != nil {
+            if let attachment = attachments.removeValue(forKey: id) {
                 logger.info("deleted while the helper was down", metadata: ["attachment": "\(id)"])
                 store.remove(id)
+                endedPods.insert(attachment.podUID)
+                gone.formUnion(attachment.addresses.map(\.address))
             }
         }
-        // What an earlier run has told others stays told until WireGuard was looked at: they use it.
-        discoveredEndpoints = inventory.nodes[settings.nodeName]?.mesh.discoveredEndpoints ?? [:]
-        try refreshFacts()
-        replan()
-        reconcile(full: true)
-        for id in store.deletions() { store.forgetDeletion(id) }
+        try? reconciler.deletePodRules(of: gone.subtracting(attachments.values.flatMap { $0.addresses.map(\.address) }))
     }
 
     // MARK: planning
 
-    private func refreshFacts() throws {
+    /// Reads what this node knows of itself, and publishes it where it is news.
+    func refreshFacts() throws {
+        let lastOverlay = facts.overlayAddress ?? facts.lastOverlayAddress
         facts = try LocalFactsReader(socket: reconciler.socket).read(
             nodeName: settings.nodeName, node: inventory.nodes[settings.nodeName],
             wireGuardDevice: settings.keys == nil ? nil : settings.configuration.mesh.interface,
             before: facts.wireGuard)
+        facts.lastOverlayAddress = facts.overlayAddress ?? lastOverlay
         if settings.configuration.mesh.kiloInterop {
             facts.leftOutOfMesh = MeshTopology.notReadyForKilo(inventory.nodes).subtracting([settings.nodeName])
         }
         facts.publicKey = settings.keys?.publicKey
         facts.resolvedNames = resolvedNames
-        do {
-            try publish(
-                PublishedNode(
-                    facts: facts, discovered: discoveredEndpoints, configuration: settings.configuration,
-                    node: inventory.nodes[settings.nodeName],
-                    wireGuardAddress: plan.host.links.first { $0.kind == .wireguard }?.address, lastSeen: lastSeen))
-        } catch { logger.error("\(error)") }
+        publishNode()
     }
 
-    private func publish(_ node: PublishedNode) throws {
-        publication.yield(node.annotations)
-        try store.publish(node)
-    }
-
-    private func replan() {
+    func replan() {
         let attached = attachments.values.sorted { $0.id < $1.id }
-        let all =
-            attached
-            + Planner.adoptedAttachments(inventory: inventory, nodeName: settings.nodeName, attached: attached)
+        let others = Planner.adoptedAttachments(
+            inventory: inventory, nodeName: settings.nodeName, attached: attached, ended: endedPods
+        ).map { attachment in
+            var attachment = attachment
+            attachment.assignment = adopted[attachment.id]
+            return attachment
+        }
         plan = Planner.plan(
-            configuration: settings.configuration, localFacts: facts, inventory: inventory, attachments: all,
-            previousIDs: plan.ids, index: &nodeIndex)
-        let reports = policyReports
-        if reports != lastReports {
-            lastReports = reports
-            report.yield(reports)
-        }
-        tellGateways()
-        let events = plan.policies.compactMap { policy -> ObjectEvent? in
-            guard policy.problem != "" else { return nil }
-            if policy.gateway == nil && policy.attachments > 0 {
-                return ObjectEvent(
-                    .policy(name: policy.name, source: policy.source), reason: "NoGateway", message: policy.problem)
-            }
-            // Of what works in spite of it, one node tells.
-            if policy.isLocalGateway, policy.source == .cilium, inventory.cilium?.hasEgressGateway == true {
-                return ObjectEvent(
-                    .policy(name: policy.name, source: policy.source), reason: "CiliumEgressGatewayActive",
-                    message: policy.problem)
-            }
-            return nil
-        }
-        if !events.isEmpty {
-            let source = source
-            Task { for event in events { await source.record(event) } }
-        }
+            configuration: settings.configuration, localFacts: facts, inventory: inventory,
+            attachments: attached + others, previousIDs: plan.ids, memory: &memory)
+        tellOthers()
     }
 
-    private func tellGateways() {
-        let names = Set(plan.policies.filter { $0.attachments > 0 }.compactMap(\.gateway))
-        guard names != gatewaysInUse else { return }
-        gatewaysInUse = names
-        let source = source
-        Task { await source.useGateways(names) }
-    }
-
-    /// One node tells of each policy: its gateway, or where it has none, the first by name that runs a helper.
-    private var policyReports: [PolicyReport] {
-        let ours = plan.policies.filter { $0.source == .culvert && ($0.isLocalGateway || $0.gateway == nil) }
-        // Looking at every node is only worth it where it decides.
-        let rank =
-            ours.contains { $0.gateway == nil } ? inventory.nodes.keys.count { $0 < settings.nodeName } : 0
-        return ours.map { policy in
-            PolicyReport(
-                name: policy.name, activeGateways: [policy.gateway].compactMap { $0 }, reason: policy.problem,
-                rank: policy.gateway == nil ? rank : 0)
-        }
-    }
-
-    /// Saves the numbers first: after a crash they must be those that the kernel has.
-    private func applyPlan(full: Bool) throws {
-        if plan.ids != savedIDs {
-            try store.save(plan.ids)
-            savedIDs = plan.ids
-        }
-        let changes: Int
+    /// Plans anew and makes the kernel equal to it, as far as it lets us. What it refuses is tried again, with back-off.
+    ///
+    /// - Parameters:
+    ///   - reason: for the log.
+    ///   - looking: parts of the kernel to look at first.
+    ///   - isPlanned: the plan is of this moment.
+    /// - Returns: what came of it; nil where nothing is planned, because the inventory is not known yet.
+    /// - Throws: where the kernel cannot be looked at.
+    @discardableResult
+    func tryToConverge(
+        _ reason: String, looking: Set<KernelPart> = [], isPlanned: Bool = false
+    ) throws -> ApplyOutcome? {
+        guard isStarted, isInformed else { return nil }
+        if !isPlanned { replan() }
+        // First on disk, then in the kernel: after a crash the numbers must be those that the kernel has.
+        saveIDs()
+        var outcome: ApplyOutcome
         do {
-            changes = try reconciler.apply(plan.host, full: full)
-            deviceProblem = ""
-        } catch let error as MeshDeviceFailure {
-            // Everything else, without the mesh; `lookAtWireGuard` tries again.
-            deviceProblem = error.description
-            facts.wireGuard = .none
-            replan()
-            changes = try reconciler.apply(plan.host, full: true)
-        }
-        if changes > 0 { logger.debug("kernel changed", metadata: ["changes": "\(changes)"]) }
-    }
-
-    private func reconcile(full: Bool) {
-        do {
-            try applyPlan(full: full)
-            if !datapathProblem.isEmpty { logger.notice("the kernel is as planned again") }
-            datapathProblem = ""
+            outcome = try reconciler.apply(plan.host, looking: looking)
+            if !outcome.meshDeviceProblem.isEmpty, facts.wireGuard != .none {
+                // Everything else, without the mesh; `lookAtWireGuard` tries again.
+                meshDeviceProblem = outcome.meshDeviceProblem
+                facts.wireGuard = .none
+                replan()
+                outcome = try reconciler.apply(plan.host, looking: .all)
+            } else if outcome.meshDeviceProblem.isEmpty, facts.wireGuard != .none {
+                meshDeviceProblem = ""
+            }
         } catch {
             reconciler.invalidate()
-            if datapathProblem != "\(error)" {
-                logger.error("the kernel is not as planned", metadata: ["error": "\(error)"])
-            }
-            datapathProblem = "\(error)"
+            settle([.init(operation: "looking at the kernel", message: "\(error)")], reason: reason)
+            throw error
         }
-        let problem = deviceProblem.isEmpty ? reconciler.wireGuardProblem : deviceProblem
+        settle(outcome.failures, reason: reason)
+        if outcome.isComplete {
+            // What nobody wants any more is gone from the kernel: its numbers are free.
+            plan.ids.retired = .init()
+        }
+        if outcome.count > 0 {
+            logger.debug("kernel changed", metadata: ["changes": "\(outcome.count)", "reason": "\(reason)"])
+        }
+        remember()
+        let problem = meshDeviceProblem.isEmpty ? reconciler.wireGuardProblem : meshDeviceProblem
         if problem != meshProblem {
             meshProblem = problem
             if !meshProblem.isEmpty {
                 logger.error("WireGuard is not as planned", metadata: ["error": "\(meshProblem)"])
             }
         }
+        return outcome
     }
 
-    private func reportProblems() {
-        for problem in inventory.problems where !lastProblems.contains(problem) {
-            logger.warning("inventory: \(problem)")
+    /// The same for whoever has nobody to tell of a failure: it is in the log, in status, and tried again.
+    func converge(_ reason: String, looking: Set<KernelPart> = []) {
+        _ = try? tryToConverge(reason, looking: looking)
+    }
+
+    /// Keeps in mind what failed, and tries again after a while that grows from one failure to the next.
+    private func settle(_ new: [ApplyOutcome.Failure], reason: String) {
+        if new.isEmpty {
+            if !failures.isEmpty { logger.notice("the kernel is as planned again") }
+            failures = []
+            retryTask?.cancel()
+            retryTask = nil
+            retryDelay = .milliseconds(NodeAgent.firstRetryMilliseconds)
+            return
         }
-        lastProblems = inventory.problems
+        for failure in new where !failures.contains(failure) {
+            logger.error(
+                "the kernel is not as planned",
+                metadata: ["refused": "\(failure.operation)", "error": "\(failure.message)", "reason": "\(reason)"])
+        }
+        failures = new
+        let delay = retryDelay
+        retryDelay = min(retryDelay * 2, NodeAgent.longestRetry)
+        retryTask?.cancel()
+        retryTask = Task { [weak self] in
+            try? await Task.sleep(for: delay)
+            if !Task.isCancelled { await self?.retry() }
+        }
+    }
+
+    private func retry() {
+        try? refreshFacts()
+        converge("trying again", looking: .all)
+    }
+
+    // MARK: on disk
+
+    private func saveIDs() {
+        let overlay = facts.overlayAddress ?? facts.lastOverlayAddress
+        var ids = plan.ids
+        ids.retired = .init()
+        guard ids != savedIDs || overlay != savedOverlay else { return }
+        keep("the numbers of tunnels, tables and next hops") {
+            try store.save(ids, overlayAddress: overlay)
+            (savedIDs, savedOverlay) = (ids, overlay)
+        }
+    }
+
+    /// Keeps with each attachment what it got, for the day when it cannot be worked out.
+    private func remember() {
+        var others: [String: [AssignedPolicy]] = [:]
+        for entry in plan.attachments {
+            if entry.attachment.adopted {
+                others[entry.attachment.id] = entry.assigned
+            } else if var attachment = attachments[entry.attachment.id], attachment.assignment != entry.assigned {
+                attachment.assignment = entry.assigned
+                attachments[attachment.id] = attachment
+                // An ADD that is under way writes its own.
+                if store.has(attachment.id) { keep("attachment \(attachment.id)") { try store.save(attachment) } }
+            }
+        }
+        if others != adopted {
+            adopted = others
+            keep("the assignments of adopted pods") { try store.saveAdopted(others) }
+        }
+    }
+
+    private func keep(_ what: String, _ body: () throws -> Void) {
+        do {
+            try body()
+            storeProblem = ""
+        } catch {
+            if storeProblem.isEmpty { logger.error("\(what) cannot be kept on disk", metadata: ["error": "\(error)"]) }
+            storeProblem = "\(what): \(error)"
+        }
     }
 
     // MARK: events
@@ -251,14 +341,37 @@ public actor NodeAgent {
     /// The inventory may have changed.
     public func inventoryChanged() async {
         let new = await source.inventory()
-        guard new.revision.number >= inventory.revision.number, new != inventory else { return }
+        guard isStarted else { return }
+        take(new, reason: "the inventory changed")
+    }
+
+    /// Takes an inventory, if it is known completely; otherwise the last one stays in force.
+    func take(_ new: Inventory, reason: String) {
+        guard new.revision.number >= inventory.revision.number else { return }
+        if new.unknown != unknown {
+            unknown = new.unknown
+            if !new.unknown.isEmpty {
+                logger.warning(
+                    isInformed
+                        ? "the inventory is not known completely: the last one stays in force"
+                        : "the inventory is not known completely",
+                    metadata: ["why": "\(new.unknown.joined(separator: "; "))"])
+            }
+        }
+        reportProblems(new.problems)
+        guard new.unknown.isEmpty else { return }
+        let isFirst = !isInformed
+        guard isFirst || new != inventory else { return }
         let own = inventory.nodes[settings.nodeName]
         inventory = new
-        reportProblems()
+        isInformed = true
+        let there = Set(new.pods.map(\.uid))
+        endedPods = endedPods.filter { !$0.isEmpty && there.contains($0) }
         // Of the inventory, facts depend on the own node (and with Kilo's nodes on who of them is there).
-        if own != inventory.nodes[settings.nodeName] || settings.configuration.mesh.kiloInterop { try? refreshFacts() }
-        replan()
-        reconcile(full: false)
+        if isFirst || own != new.nodes[settings.nodeName] || settings.configuration.mesh.kiloInterop {
+            try? refreshFacts()
+        }
+        converge(reason, looking: isFirst ? .all : [])
         logger.info(
             "inventory read",
             metadata: [
@@ -267,346 +380,105 @@ public actor NodeAgent {
             ])
     }
 
-    /// Somebody else changed the kernel: repair what is ours.
-    public func kernelChanged() {
+    private func reportProblems(_ problems: [InventoryProblem]) {
+        let new = Set(problems)
+        if new == lastProblems { return }
+        for problem in problems where !lastProblems.contains(problem) { logger.warning("inventory: \(problem)") }
+        lastProblems = new
+    }
+
+    /// Somebody else changed these parts of the kernel, or something that this node's own facts depend on: what is ours is
+    /// put back.
+    ///
+    /// - Returns: whether there was anything to put back.
+    @discardableResult
+    public func kernelChanged(_ parts: Set<KernelPart>, facts factsToo: Bool) -> Bool {
+        guard isStarted, isInformed else { return false }
+        let before = facts
+        if factsToo { try? refreshFacts() }
+        let isNews = facts != before
+        guard isNews || !parts.isEmpty else { return false }
+        guard let outcome = try? tryToConverge("somebody changed the kernel", looking: parts), !isNews else { return true }
+        guard outcome.count > 0 else { return false }
+        for (part, count) in outcome.changes { repairs[part, default: 0] += count }
+        let list = outcome.changes.sorted { $0.key.rawValue < $1.key.rawValue }
+        logger.notice(
+            "put back what somebody else had changed",
+            metadata: Dictionary(
+                list.map { ($0.key.rawValue, "\($0.value), \(repairs[$0.key] ?? 0) since the start") },
+                uniquingKeysWith: { first, _ in first }))
+        return true
+    }
+
+    /// Looks at what no notification tells of: settings of the host.
+    public func lookAtHost() {
+        guard isStarted else { return }
         let before = facts
         try? refreshFacts()
-        if facts != before { replan() }
-        reconcile(full: true)
+        if facts != before { converge("the host's settings changed") }
     }
 
     /// Links disappeared: their attachments are over, whether a DEL comes or not.
     public func linksDeleted(_ indexes: Set<Int32>) {
+        guard isStarted else { return }
         let ended = attachments.values.filter { $0.hostIndex != 0 && indexes.contains($0.hostIndex) }
         guard !ended.isEmpty else { return }
         for attachment in ended {
             logger.info("its link is gone: attachment ended", metadata: ["attachment": "\(attachment.id)"])
             end(attachment.id)
         }
-        replan()
-        reconcile(full: false)
+        convergeAfterEnd(ended)
     }
 
     /// Events were lost: compares every attachment with the links that are there.
     public func lookAtEverything() {
+        guard isStarted else { return }
         if let links = try? reconciler.socket.links() {
             let there = Set(links.map(\.index))
             linksDeleted(Set(attachments.values.map(\.hostIndex)).subtracting(there))
         }
-        kernelChanged()
+        kernelChanged(.all, facts: true)
     }
 
-    private func end(_ id: String) {
+    func end(_ id: String) {
+        if let uid = attachments[id]?.podUID, !uid.isEmpty { endedPods.insert(uid) }
         attachments[id] = nil
         store.remove(id)
     }
 
-    // MARK: the mesh
-
-    /// DNS names of endpoints.
-    public var endpointNames: Set<String> {
-        guard settings.configuration.mesh.enabled else { return [] }
-        let endpoints = inventory.nodes.values.compactMap(\.mesh.endpoint) + inventory.peers.compactMap(\.endpoint)
-        return Set(endpoints.compactMap { if case .name(let name) = $0.host { name } else { nil } })
-    }
-
-    /// New answers of the resolver; a name without an answer keeps its last one.
-    public func namesResolved(_ answers: [String: IPAddress]) {
-        let merged = resolvedNames.merging(answers) { _, new in new }
-        guard merged != resolvedNames else { return }
-        resolvedNames = merged
-        try? refreshFacts()
-        replan()
-        reconcile(full: false)
-    }
-
-    /// Locations, gateways and peers, as this node sees them.
-    public var topology: MeshTopology {
-        MeshTopology(
-            configuration: settings.configuration.mesh,
-            nodes: MeshPlan.partakers(MeshPlan.withOwnFacts(inventory, facts: facts), facts: facts),
-            peers: inventory.peers)
-    }
-
-    /// The WireGuard device of this node, where it is a gateway.
-    public func wireGuardDevice() throws -> WireGuardStatus? {
-        guard let device = plan.host.wireGuard else { return nil }
-        return try reconciler.wireGuardDevice(device.name)
-    }
-
-    /// What Kilo's nodes do every 30 seconds: says that this node is there, and looks who has not said so lately.
-    public func checkInWithKilo() async {
-        guard settings.configuration.mesh.kiloInterop else { return }
-        // A newer last-seen alone is no news of the inventory; whatever else has changed is.
-        let new = await source.inventory()
-        if new != inventory { await inventoryChanged() } else { inventory = new }
-        lastSeen = Int64(time(nil))
-        let before = facts.leftOutOfMesh
-        try? refreshFacts()
-        guard facts.leftOutOfMesh != before else { return }
-        logger.notice(
-            "Kilo would leave these nodes out of the mesh",
-            metadata: ["nodes": "\(facts.leftOutOfMesh.sorted().joined(separator: " "))"])
-        replan()
-        reconcile(full: false)
-    }
-
-    /// Looks at WireGuard: where peers with a keepalive are, which others behind a NAT need to know; and whether a
-    /// peer that is silent has another endpoint by now.
-    public func lookAtWireGuard() {
-        if !meshProblem.isEmpty || !datapathProblem.isEmpty {
-            try? refreshFacts()
-            replan()
-            reconcile(full: true)
-            if !meshProblem.isEmpty { return }
-        }
-        guard let wanted = plan.host.wireGuard, let device = try? reconciler.wireGuardDevice(wanted.name) else {
-            return
-        }
-        let now = Int64(time(nil))
-        var seen: [WireGuardKey: SocketAddress] = [:]
-        let nodes = inventory.nodes.values.filter { $0.mesh.persistentKeepalive > 0 }
-        let behindNAT = Set(nodes.compactMap(\.mesh.key)).union(
-            inventory.peers.filter { $0.persistentKeepalive > 0 }.map(\.publicKey))
-        for peer in wanted.peers where behindNAT.contains(peer.publicKey) {
-            if let there = device.peers[peer.publicKey],
-                there.configuration.endpoint.map({ plan.host.isRoutedByWireGuard($0.address) }) != true,
-                now - there.lastHandshake < WireGuardChanges.handshakeLifetime
-            {
-                seen[peer.publicKey] = there.configuration.endpoint
-            }
-        }
-        if seen != discoveredEndpoints {
-            discoveredEndpoints = seen
-            try? refreshFacts()
-        }
-        let changes = WireGuardChanges.between(
-            device.peers, wanted.peers, previous: wanted.peers, now: now, isRouted: plan.host.isRoutedByWireGuard)
-        if !changes.isEmpty { reconcile(full: true) }
-    }
-
-    // MARK: requests of the plugin
-
-    /// Serves one request. `descriptor` is the pod's netlink socket, already checked, or -1; it is closed here.
-    public func serve(_ request: HelperRequest, descriptor: Int32) async -> HelperResponse {
-        let pod: PodNetwork?
-        do { pod = descriptor >= 0 ? try PodNetwork(adopting: descriptor) : nil } catch {
-            return .failed(CNIError(.datapathFailure, "\(error)"))
-        }
-        do throws(CNIError) {
-            switch request.command {
-            case .add:
-                guard let pod else { throw CNIError(.requestRefused, "ADD came without the pod's netlink socket") }
-                try await identify(request)
-                do throws(CNIError) { return .done(routes: try add(request, pod)) } catch {
-                    if error.code == CNIError.Code.policyRefused.rawValue { record(error, request) }
-                    throw error
-                }
-            case .check:
-                guard let pod else { throw CNIError(.requestRefused, "CHECK came without the pod's netlink socket") }
-                try check(request, pod)
-            case .del: delete(request)
-            case .gc: collectGarbage(request)
-            case .status:
-                if !datapathProblem.isEmpty {
-                    throw CNIError(.notAvailable, "the kernel is not as planned", details: datapathProblem)
-                }
-            case .version: break
-            }
-            return .done(routes: [])
-        } catch {
-            logger.warning(
-                "\(request.command.rawValue) failed",
-                metadata: [
-                    "container": "\(request.containerID)", "code": "\(error.code)", "error": "\(error.message)",
-                    "details": "\(error.details)",
-                ])
-            return .failed(error)
-        }
-    }
-
-    private func add(_ request: HelperRequest, _ pod: PodNetwork) throws(CNIError) -> [CNIResult.AddedRoute] {
-        var addresses: [IPNetwork] = []
-        for text in request.addresses {
-            guard let address = IPNetwork(text).flatMap({ _ in IPAddress(String(text.split(separator: "/")[0])) })
-            else {
-                throw CNIError(.invalidConfiguration, "prevResult has the address \"\(text)\", which is none")
-            }
-            addresses.append(IPNetwork(host: address))
-        }
-        let interface: KernelLink
-        do {
-            guard let found = try pod.interface(request.interfaceName) else {
-                throw NetlinkError(operation: "ip link show dev \(request.interfaceName)", code: ENODEV)
-            }
-            interface = found
-        } catch {
-            throw CNIError(
-                .datapathFailure, "the pod has no interface \(request.interfaceName)", details: "\(error)")
-        }
-        // Should the pod vanish from the inventory before its DEL, it keeps what it had.
-        let known = inventory.pods.first { request.isOf($0) }
-        var attachment = Attachment(
-            containerID: request.containerID, interfaceName: request.interfaceName, network: request.network,
-            podNamespace: request.podNamespace, podName: request.podName, podUID: request.podUID,
-            addresses: addresses,
-            labels: known?.labels ?? Dictionary(request.labels, uniquingKeysWith: { _, last in last }),
-            annotations: Dictionary(request.annotations, uniquingKeysWith: { _, last in last }),
-            defaultPolicy: request.defaultPolicy)
-        if interface.kind == "veth" || interface.kind == "netkit", interface.isInOtherNamespace {
-            attachment.hostIndex = interface.peerIndex
-            attachment.hostName = hostName(of: interface.peerIndex)
-            if attachment.hostName.isEmpty { attachment.hostIndex = 0 }
-        }
-
-        let before = attachments
-        let planBefore = plan
-        for old in attachments.values
-        where old.id != attachment.id && old.addresses.contains(where: addresses.contains) {
-            logger.notice(
-                "its address has a new owner: attachment ended",
-                metadata: ["attachment": "\(old.id)", "by": "\(attachment.id)"])
-            attachments[old.id] = nil
-        }
-        attachments[attachment.id] = attachment
-        replan()
-        func undo() {
-            attachments = before
-            let ids = plan.ids
-            plan = planBefore
-            plan.ids = ids
-            replan()
-            reconcile(full: false)
-        }
-        guard let entry = plan.attachments.first(where: { $0.attachment.id == attachment.id }) else {
-            undo()
-            throw CNIError(.datapathFailure, "the attachment is not in the plan")
-        }
-        guard entry.refusal.isEmpty else {
-            undo()
-            throw CNIError(.policyRefused, entry.refusal)
-        }
-        do {
-            try applyPlan(full: false)
-            datapathProblem = ""
-            let routes = try pod.setRoutes(
-                entry.podRoutes.map { ($0.destination, $0.mtu) }, interface: interface.index)
-            for route in routes { attachment.podRoutes[route.destination] = route.mtu }
-            attachments[attachment.id] = attachment
-            try store.save(attachment)
-            for id in before.keys where attachments[id] == nil { store.remove(id) }
-            return routes.map {
-                CNIResult.AddedRoute(
-                    destination: $0.destination.description, gateway: $0.gateway?.description ?? "", mtu: Int64($0.mtu))
-            }
-        } catch {
-            reconciler.invalidate()
-            undo()
-            _ = try? pod.setRoutes([], interface: interface.index)
-            throw CNIError(.datapathFailure, "the pod's routing cannot be programmed", details: "\(error)")
-        }
-    }
-
-    /// Waits until the inventory knows the pod, and takes what it then says.
-    private func identify(_ request: HelperRequest) async throws(CNIError) {
-        let pod = PodReference(
-            namespace: request.podNamespace, name: request.podName, uid: request.podUID,
-            isDecided: request.annotations.contains { $0.0 == Planner.policyAnnotation },
-            deadline: .now + .milliseconds(request.timeoutMilliseconds))
-        let lookup: PodLookup
-        do { lookup = try await source.identify(pod) } catch {
-            throw CNIError(.tryAgainLater, error.message)
-        }
-        guard lookup.origin == .get || lookup.origin == .watch else { return }
-        await inventoryChanged()
-        guard inventory.pods.contains(where: { request.isOf($0) }) else {
-            throw CNIError(.tryAgainLater, "the pod \(request.podNamespace)/\(request.podName) is gone again")
-        }
-    }
-
-    /// An Event on a pod that may not start.
-    private func record(_ error: CNIError, _ request: HelperRequest) {
-        guard !request.podNamespace.isEmpty, !request.podName.isEmpty else { return }
-        let event = ObjectEvent(
-            .pod(namespace: request.podNamespace, name: request.podName, uid: request.podUID),
-            reason: "EgressRefused", message: error.message)
-        let source = source
-        Task { await source.record(event) }
-    }
-
-    /// Undoes an ADD whose answer nobody took.
-    public func abort(_ request: HelperRequest) {
-        logger.notice(
-            "the plugin hung up before the answer: ADD undone", metadata: ["container": "\(request.containerID)"])
-        delete(request)
-    }
-
-    private func hostName(of index: Int32) -> String {
-        (try? reconciler.socket.link(index: index))??.name ?? ""
-    }
-
-    private func delete(_ request: HelperRequest) {
-        let id = "\(request.containerID)_\(request.interfaceName)"
-        guard attachments[id] != nil else { return }
-        end(id)
-        replan()
-        reconcile(full: false)
-    }
-
-    private func collectGarbage(_ request: HelperRequest) {
-        guard let valid = request.validAttachments else { return }
-        let keep = Set(valid.map { "\($0.containerID)_\($0.interfaceName)" })
-        for attachment in attachments.values
-        where attachment.network == request.network && !keep.contains(attachment.id) {
-            logger.info("garbage collected", metadata: ["attachment": "\(attachment.id)"])
-            end(attachment.id)
-        }
-        replan()
-        reconcile(full: false)
-    }
-
-    private func check(_ request: HelperRequest, _ pod: PodNetwork) throws(CNIError) {
-        func failed(_ message: String, _ details: String = "") -> CNIError {
-            CNIError(.checkFailed, message, details: details)
-        }
-        let id = "\(request.containerID)_\(request.interfaceName)"
-        guard let attachment = attachments[id] else { throw failed("there is no attachment \(id)") }
-        let claimed = Set(
-            request.addresses.compactMap { IPAddress(String($0.split(separator: "/").first ?? "")) }.map {
-                IPNetwork(host: $0)
-            })
-        guard claimed == Set(attachment.addresses) else {
-            throw failed("prevResult has other addresses than the attachment \(id)")
-        }
-        let differences: [String]
-        let present: [KernelRoute]
-        do {
-            differences = try reconciler.differences(plan.host)
-            present = try pod.ownRoutes()
-        } catch { throw CNIError(.datapathFailure, "\(error)") }
-        guard differences.isEmpty else {
-            throw failed("the kernel differs from the plan", differences.prefix(5).joined(separator: "; "))
-        }
-        for (destination, mtu) in attachment.podRoutes.sorted(by: { $0.key < $1.key }) {
-            guard present.contains(where: { $0.destination == destination && Int($0.mtu) == mtu }) else {
-                throw failed("the pod has lost its route to \(destination) with mtu \(mtu)")
-            }
-        }
+    /// Takes the routing of attachments away that have ended; also while nobody knows what else is wanted.
+    func convergeAfterEnd(_ ended: [Attachment]) {
+        if isInformed { return converge("attachments ended") }
+        let live = Set(attachments.values.flatMap { $0.addresses.map(\.address) })
+        try? reconciler.deletePodRules(of: Set(ended.flatMap { $0.addresses.map(\.address) }).subtracting(live))
     }
 
     // MARK: reading
 
-    /// Commands that would make the kernel equal to the plan; empty when it is.
-    public func differences() throws -> [String] { try reconciler.differences(plan.host) }
+    /// All that others want to know, of one instant.
+    public func snapshot() -> NodeSnapshot {
+        NodeSnapshot(
+            nodeName: settings.nodeName, configuration: settings.configuration, facts: facts, inventory: inventory,
+            unknown: unknown, isInformed: isInformed, plan: plan, failures: failures, meshProblem: meshProblem,
+            repairs: repairs, storeProblem: storeProblem)
+    }
+
+    /// Commands that would make the kernel equal to the plan, in their order; empty when it is.
+    public func differences() throws -> [String] { isInformed ? try reconciler.differences(plan.host) : [] }
     public func firewallCounters() throws -> [KernelFirewall.CountedRule] { try reconciler.firewallCounters() }
-    public var nodeName: String { settings.nodeName }
-    public var configuration: Configuration { settings.configuration }
 }
 
-extension HelperRequest {
-    /// The inventory's pod is the one that this request is about.
-    func isOf(_ pod: Pod) -> Bool {
-        !podName.isEmpty && pod.namespace == podNamespace && pod.name == podName
-            && (podUID.isEmpty || pod.hasUID(podUID))
-    }
+/// One node's state at one instant.
+public struct NodeSnapshot: Sendable {
+    public let nodeName: String
+    public let configuration: Configuration
+    public let facts: LocalFacts
+    public let inventory: Inventory
+    public let unknown: [String]
+    public let isInformed: Bool
+    public let plan: Plan
+    public let failures: [ApplyOutcome.Failure]
+    public let meshProblem: String
+    public let repairs: [KernelPart: Int]
+    public let storeProblem: String
 }

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include <sys/file.h>
 #include <malloc.h>
 #include "culvert_linux.h"
 
@@ -206,15 +207,26 @@ int culvert_raise_net_admin(void) {
     return capabilities(1, data);
 }
 
-int culvert_start_thread(void *(*body)(void *), void *argument) {
+int culvert_start_thread(void *(*body)(void *), void *argument, unsigned stack_kib) {
     pthread_attr_t attributes;
     pthread_t thread;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, 512 * 1024);
+    pthread_attr_setstacksize(&attributes, (size_t)stack_kib * 1024);
     int error = pthread_create(&thread, &attributes, body, argument);
     pthread_attr_destroy(&attributes);
     return -error;
+}
+
+int culvert_lock_file(const char *path) {
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0660);
+    if (fd < 0) return -errno;
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        int error = -errno;
+        close(fd);
+        return error;
+    }
+    return fd;
 }
 
 uint32_t culvert_rtnh_onlink(void) { return RTNH_F_ONLINK; }

@@ -1,4 +1,5 @@
 import CLinux
+import CNftnl
 import Model
 import Netlink
 
@@ -14,18 +15,29 @@ public final class FirewallEvents {
         _ = culvert_receive_timeout(socket.descriptor, 0)
     }
 
-    /// Blocks until a transaction that is not ours; true when one may have touched us.
+    /// Blocks until somebody's transaction; true when it was not ours and has touched our table.
     public func next() throws -> Bool {
         var foreign = false
         do {
             try socket.receive { reply in
-                if reply.port != self.ownPort { foreign = true }
+                if reply.port != self.ownPort && self.isOfOurTable(reply) { foreign = true }
                 return true
             }
         } catch let error as NetlinkError where error.code == ENOBUFS {
             return true
         }
         return foreign
+    }
+
+    /// Every message about a table, chain, rule, set or element has the table's name as its first attribute
+    /// (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, … are all 1). Other messages (a new generation, trace) are about no table.
+    private func isOfOurTable(_ reply: NetlinkReply) -> Bool {
+        guard Int(reply.type >> 8) == Int(NFNL_SUBSYS_NFTABLES), Int(reply.type & 0xFF) != Int(NFT_MSG_NEWGEN.rawValue)
+        else { return false }
+        // struct nfgenmsg: family, version, resource id.
+        return reply.attributes(after: 4).contains {
+            $0.type == Int(NFTA_TABLE_NAME.rawValue) && $0.string == Ownership.firewallTable
+        }
     }
 }
 

@@ -32,16 +32,6 @@ public struct KernelFirewall {
     var counterValues: [String: RuleExpressions.Counter] = [:]
 }
 
-/// What has to be done to the kernel's table.
-public enum FirewallChange: Equatable {
-    case none
-    case delete
-    /// The whole table at once, in one transaction: chains, rules or sets differ.
-    case replace
-    /// Only elements of sets differ.
-    case elements(added: [String: [FirewallSet.Element]], removed: [String: [FirewallSet.Element]])
-}
-
 /// nftables through libnftnl. Each change is one transaction: all of it, or nothing.
 public final class FirewallSocket {
     private let socket: NetlinkSocket
@@ -90,7 +80,9 @@ public final class FirewallSocket {
         }
         guard exists else { return nil }
         var result = KernelFirewall()
-        try socket.dump(request(NFT_MSG_GETCHAIN, flags: NLM_F_DUMP, "nft list chains") { _ in }) { reply in
+        try socket.dump(
+            request(NFT_MSG_GETCHAIN, flags: NLM_F_DUMP, "nft list chains") { _ in }, restart: { result.chains = [:] }
+        ) { reply in
             guard let chain = nftnl_chain_alloc() else { return }
             defer { nftnl_chain_free(chain) }
             guard nftnl_chain_nlmsg_parse(reply.header, chain) == 0,
@@ -102,10 +94,11 @@ public final class FirewallSocket {
                 hook: nftnl_chain_get_u32(chain, UInt16(NFTNL_CHAIN_HOOKNUM.rawValue)),
                 priority: nftnl_chain_get_s32(chain, UInt16(NFTNL_CHAIN_PRIO.rawValue)))
         }
-        let rules = request(NFT_MSG_GETRULE, flags: NLM_F_DUMP, "nft list table inet culvert") {
-            mnl_attr_put_strz($0, UInt16(NFTA_RULE_TABLE.rawValue), Ownership.firewallTable)
+        func forgetRules() {
+            for name in result.chains.keys { result.chains[name]?.rules = [] }
+            (result.counters, result.counterValues) = ([], [:])
         }
-        try socket.dump(rules) { reply in
+        try socket.dump(ruleRequest, restart: forgetRules) { reply in
             guard let rule = nftnl_rule_alloc() else { return }
             defer { nftnl_rule_free(rule) }
             guard nftnl_rule_nlmsg_parse(reply.header, rule) == 0,
@@ -124,7 +117,7 @@ public final class FirewallSocket {
         try socket.dump(
             request(NFT_MSG_GETSET, flags: NLM_F_DUMP, "nft list sets") {
                 mnl_attr_put_strz($0, UInt16(NFTA_SET_TABLE.rawValue), Ownership.firewallTable)
-            }
+            }, restart: { result.sets = [:] }
         ) { reply in
             guard let set = nftnl_set_alloc() else { return }
             defer { nftnl_set_free(set) }
@@ -139,6 +132,31 @@ public final class FirewallSocket {
         return result
     }
 
+    private var ruleRequest: NetlinkMessage {
+        request(NFT_MSG_GETRULE, flags: NLM_F_DUMP, "nft list table inet culvert") {
+            mnl_attr_put_strz($0, UInt16(NFTA_RULE_TABLE.rawValue), Ownership.firewallTable)
+        }
+    }
+
+    /// What counted rules have counted so far, by chain and comment. Empty where there is no table.
+    private func readCounters() throws -> [String: RuleExpressions.Counter] {
+        var values: [String: RuleExpressions.Counter] = [:]
+        do {
+            try socket.dump(ruleRequest, restart: { values = [:] }) { reply in
+                guard let rule = nftnl_rule_alloc() else { return }
+                defer { nftnl_rule_free(rule) }
+                guard nftnl_rule_nlmsg_parse(reply.header, rule) == 0,
+                    text(nftnl_rule_get_str(rule, UInt16(NFTNL_RULE_TABLE.rawValue))) == Ownership.firewallTable,
+                    let comment = RuleExpressions.comment(rule), let counter = RuleExpressions.text(rule).counter
+                else { return }
+                values["\(text(nftnl_rule_get_str(rule, UInt16(NFTNL_RULE_CHAIN.rawValue))))/\(comment)"] = counter
+            }
+        } catch let error as NetlinkError where error.code == ENOENT {
+            return [:]
+        }
+        return values
+    }
+
     private func readElements(_ name: String, _ kernelSet: KernelFirewall.Set) throws -> [FirewallSet.Element] {
         var elements: [FirewallSet.Element] = []
         var starts: [UInt32] = []
@@ -149,7 +167,14 @@ public final class FirewallSocket {
             mnl_attr_put_strz($0, UInt16(NFTA_SET_ELEM_LIST_TABLE.rawValue), Ownership.firewallTable)
             mnl_attr_put_strz($0, UInt16(NFTA_SET_ELEM_LIST_SET.rawValue), name)
         }
-        try socket.dump(get) { reply in
+        try socket.dump(
+            get,
+            restart: {
+                elements = []
+                starts = []
+                ends = []
+            }
+        ) { reply in
             guard let set = nftnl_set_alloc() else { return }
             defer { nftnl_set_free(set) }
             guard nftnl_set_elems_nlmsg_parse(reply.header, set) == 0, let iterator = nftnl_set_elems_iter_create(set)
@@ -191,51 +216,6 @@ public final class FirewallSocket {
         return elements.sorted()
     }
 
-    // MARK: comparing
-
-    /// Compares the kernel's table with the one that is wanted.
-    public static func change(from kernel: KernelFirewall?, to wanted: FirewallTable?) -> FirewallChange {
-        guard let wanted else { return kernel == nil ? .none : .delete }
-        guard let kernel else { return .replace }
-        guard kernel.chains.count == wanted.chains.count, kernel.sets.count == wanted.sets.count else {
-            return .replace
-        }
-        for chain in wanted.chains {
-            let rules = chain.rules.map { rule -> String in
-                guard let object = RuleExpressions.make(rule, chain: chain.name, counter: .init()) else { return "" }
-                defer { nftnl_rule_free(object) }
-                return RuleExpressions.text(object).text
-            }
-            let expected = KernelFirewall.Chain(
-                kind: chain.kind.rawValue, hook: chain.hook.rawValue, priority: chain.priority, rules: rules)
-            if kernel.chains[chain.name] != expected { return .replace }
-        }
-        var added: [String: [FirewallSet.Element]] = [:]
-        var removed: [String: [FirewallSet.Element]] = [:]
-        for set in wanted.sets {
-            guard let there = kernel.sets[set.name], there.flags == flags(set), there.keyLength == UInt32(set.key.bytes)
-            else { return .replace }
-            let (new, old) = FirewallSet.difference(there.elements, set.elements)
-            if !new.isEmpty { added[set.name] = new }
-            if !old.isEmpty { removed[set.name] = old }
-        }
-        return added.isEmpty && removed.isEmpty ? .none : .elements(added: added, removed: removed)
-    }
-
-    /// The same between two tables of ours, without asking the kernel.
-    public static func change(from old: FirewallTable?, to new: FirewallTable?) -> FirewallChange {
-        guard let new else { return old == nil ? .none : .delete }
-        guard let old, old.chains == new.chains, old.sets.map(\.name) == new.sets.map(\.name) else { return .replace }
-        var added: [String: [FirewallSet.Element]] = [:]
-        var removed: [String: [FirewallSet.Element]] = [:]
-        for (before, after) in zip(old.sets, new.sets) where before.elements != after.elements {
-            let (new, gone) = FirewallSet.difference(before.elements, after.elements)
-            if !new.isEmpty { added[after.name] = new }
-            if !gone.isEmpty { removed[after.name] = gone }
-        }
-        return added.isEmpty && removed.isEmpty ? .none : .elements(added: added, removed: removed)
-    }
-
     // MARK: writing
 
     /// `NFT_SET_CONCAT` (linux 5.6), which older headers lack.
@@ -250,30 +230,56 @@ public final class FirewallSocket {
     /// - Parameter counters: the kernel's table so far, whose counters go on counting.
     public func apply(_ change: FirewallChange, wanted: FirewallTable?, counters: KernelFirewall? = nil) throws {
         var batch = Batch(firstSequence: sequence)
+        func start(_ rule: FirewallRule, _ chain: String, _ before: [String: RuleExpressions.Counter]) -> RuleExpressions
+            .Counter
+        { rule.comment.flatMap { before["\(chain)/\($0)"] } ?? .init() }
         switch change {
         case .none: return
         case .delete: batch.deleteTable(operation: "nft delete table inet culvert")
         case .replace:
             guard let wanted else { return }
+            let before = try counters?.counterValues ?? readCounters()
             batch.addTable()
             batch.deleteTable(operation: "nft delete table inet culvert")
             batch.addTable()
-            for (index, set) in wanted.sets.enumerated() {
-                batch.addSet(set, id: UInt32(index + 1))
-                batch.elements(set.elements, of: set, add: true)
-            }
+            for set in wanted.sets { batch.add(set) }
             for chain in wanted.chains {
                 batch.addChain(chain)
                 for rule in chain.rules {
-                    batch.addRule(
-                        rule, chain: chain.name,
-                        counter: rule.comment.flatMap { counters?.counterValues["\(chain.name)/\($0)"] } ?? .init())
+                    batch.addRule(rule, chain: chain.name, counter: start(rule, chain.name, before))
                 }
             }
-        case .elements(let added, let removed):
+        case .edit(let edit):
+            let before = edit.rewritesCounters ? try counters?.counterValues ?? readCounters() : [:]
+            // Rules that are made anew let go of their sets first.
+            for chain in edit.chains {
+                switch chain {
+                case .rewrite(let chain): batch.deleteRules(chain.name)
+                case .remove(let name):
+                    batch.deleteRules(name)
+                    batch.deleteChain(name)
+                case .add, .append: break
+                }
+            }
+            for name in edit.staleSets { batch.deleteSet(name) }
+            for set in edit.newSets { batch.add(set) }
             for set in wanted?.sets ?? [] {
-                if let elements = removed[set.name] { batch.elements(elements, of: set, add: false) }
-                if let elements = added[set.name] { batch.elements(elements, of: set, add: true) }
+                if let elements = edit.removed[set.name] { batch.elements(elements, of: set, add: false) }
+                if let elements = edit.added[set.name] { batch.elements(elements, of: set, add: true) }
+            }
+            for chain in edit.chains {
+                switch chain {
+                case .add(let chain):
+                    batch.addChain(chain)
+                    for rule in chain.rules { batch.addRule(rule, chain: chain.name, counter: .init()) }
+                case .rewrite(let chain):
+                    for rule in chain.rules {
+                        batch.addRule(rule, chain: chain.name, counter: start(rule, chain.name, before))
+                    }
+                case .append(let rules, let name):
+                    for rule in rules { batch.addRule(rule, chain: name, counter: .init()) }
+                case .remove: break
+                }
             }
         }
         let (bytes, last, operations) = batch.finish()
@@ -337,7 +343,41 @@ public final class FirewallSocket {
             }
         }
 
-        mutating func addSet(_ set: FirewallSet, id: UInt32) {
+        private mutating func delete(_ operation: String, _ type: nf_tables_msg_types, _ attributes: [(Int, String)]) {
+            add(operation, type, flags: 0) { header in
+                for (attribute, name) in attributes { mnl_attr_put_strz(header, UInt16(attribute), name) }
+            }
+        }
+        /// All rules of a chain.
+        mutating func deleteRules(_ chain: String) {
+            delete(
+                "nft flush chain inet culvert \(chain)", NFT_MSG_DELRULE,
+                [
+                    (Int(NFTA_RULE_TABLE.rawValue), Ownership.firewallTable), (Int(NFTA_RULE_CHAIN.rawValue), chain),
+                ])
+        }
+        mutating func deleteChain(_ name: String) {
+            delete(
+                "nft delete chain inet culvert \(name)", NFT_MSG_DELCHAIN,
+                [
+                    (Int(NFTA_CHAIN_TABLE.rawValue), Ownership.firewallTable), (Int(NFTA_CHAIN_NAME.rawValue), name),
+                ])
+        }
+        mutating func deleteSet(_ name: String) {
+            delete(
+                "nft delete set inet culvert \(name)", NFT_MSG_DELSET,
+                [(Int(NFTA_SET_TABLE.rawValue), Ownership.firewallTable), (Int(NFTA_SET_NAME.rawValue), name)])
+        }
+
+        private var lastSetID: UInt32 = 0
+        /// The set with its elements.
+        mutating func add(_ set: FirewallSet) {
+            lastSetID += 1
+            addSet(set, id: lastSetID)
+            elements(set.elements, of: set, add: true)
+        }
+
+        private mutating func addSet(_ set: FirewallSet, id: UInt32) {
             guard let object = nftnl_set_alloc() else { return }
             defer { nftnl_set_free(object) }
             nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE.rawValue), Ownership.firewallTable)

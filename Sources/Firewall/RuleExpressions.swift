@@ -54,8 +54,10 @@ enum RuleExpressions {
         }
     }
 
-    /// Clears the bits of the register that are not in the mask.
-    private static func mask(_ rule: OpaquePointer, _ bytes: [UInt8], in register: UInt32) {
+    /// Clears the bits of the register that are not in the mask, and then turns those of `setting`.
+    private static func mask(
+        _ rule: OpaquePointer, _ bytes: [UInt8], setting: [UInt8]? = nil, in register: UInt32
+    ) {
         expression(rule, "bitwise") {
             nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_SREG), register)
             nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_DREG), register)
@@ -63,7 +65,8 @@ enum RuleExpressions {
             nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_BITWISE_LEN), UInt32(bytes.count))
             nftnl_expr_set($0, UInt16(NFTNL_EXPR_BITWISE_MASK), bytes, UInt32(bytes.count))
             nftnl_expr_set(
-                $0, UInt16(NFTNL_EXPR_BITWISE_XOR), [UInt8](repeating: 0, count: bytes.count), UInt32(bytes.count))
+                $0, UInt16(NFTNL_EXPR_BITWISE_XOR), setting ?? [UInt8](repeating: 0, count: bytes.count),
+                UInt32(bytes.count))
         }
     }
 
@@ -151,6 +154,15 @@ enum RuleExpressions {
         case .accept: verdict(rule, 1)  // NF_ACCEPT
         case .drop: verdict(rule, 0)  // NF_DROP
         case .notrack: expression(rule, "notrack")
+        case .setMark(let bits):
+            meta(rule, UInt32(NFT_META_MARK.rawValue))
+            // Registers have the mark in the machine's own byte order.
+            func native(_ value: UInt32) -> [UInt8] { withUnsafeBytes(of: value) { Array($0) } }
+            mask(rule, native(~bits), setting: native(bits), in: register)
+            expression(rule, "meta") {
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_META_KEY), UInt32(NFT_META_MARK.rawValue))
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_META_SREG), register)
+            }
         case .snat(let address):
             immediate(rule, address.bytes)
             expression(rule, "nat") {

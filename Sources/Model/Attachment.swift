@@ -15,6 +15,8 @@ public struct Attachment: Equatable, Sendable {
     public var hostName: String
     /// Routes that ADD put into the pod, and their MTUs.
     public var podRoutes: [IPNetwork: Int] = [:]
+    /// What it got last; nil: nothing was worked out for it yet.
+    public var assignment: [AssignedPolicy]?
     /// Found by its Pod object rather than by an ADD: nothing inside the pod was changed.
     public var adopted = false
 

@@ -18,34 +18,57 @@ public struct Configuration: Equatable, Sendable {
 }
 
 /// The numbers given so far to tunnels, tables and next hops, by what they stand for. A new policy never renumbers
-/// a live one; a number is given again only when what it stood for is gone.
+/// a live one; a number is given again only when what it stood for is gone from the kernel.
 public struct AssignedIDs: Equatable, Sendable {
-    /// `n` of `cni-culvert-<n>`, 1...999.
+    /// `n` of `cni-culvert-<n>`, from 1.
     public var tunnels: [String: UInt32] = [:]
     public var tables: [String: UInt32] = [:]
     public var nextHops: [String: UInt32] = [:]
+    /// Numbers that stand for nothing any more and may still be in the kernel: given to nothing until they are seen to be
+    /// gone. Not kept on disk; a helper that starts looks at the kernel.
+    public var retired = Retired()
     public init() {}
 
     /// A number by what it stands for.
     public typealias Numbers = [String: UInt32]
 
-    /// Keeps the old numbers of `keys`, gives the lowest free ones from `first` to the new, forgets the rest.
-    public static func assign(_ keys: Set<String>, previous: Numbers, first: UInt32) -> Numbers {
+    public struct Retired: Equatable, Sendable {
+        public var tunnels: Set<UInt32> = []
+        public var tables: Set<UInt32> = []
+        public var nextHops: Set<UInt32> = []
+        public init() {}
+    }
+
+    /// Keeps the old numbers of `keys` and gives the lowest free ones from `first` to the new. A number that `previous` has
+    /// for something else is not free: what it stood for is still in the kernel.
+    public static func assign(
+        _ keys: Set<String>, previous: Numbers, first: UInt32, retired: Set<UInt32> = []
+    ) -> Numbers {
         var numbers: Numbers = [:]
-        var used: Set<UInt32> = []
+        numbers.reserveCapacity(keys.count)
+        var new: [String] = []
         for key in keys {
-            if let number = previous[key], number >= first {
-                numbers[key] = number
-                used.insert(number)
-            }
+            if let number = previous[key], number >= first { numbers[key] = number } else { new.append(key) }
         }
+        if new.isEmpty { return numbers }
+        let used = Set(previous.values).union(retired)
         var next = first
-        for key in keys.subtracting(numbers.keys).sorted() {
+        for key in new.sorted() {
             while used.contains(next) { next += 1 }
             numbers[key] = next
-            used.insert(next)
+            next += 1
         }
         return numbers
+    }
+
+    /// These numbers, given after `previous`; what of `previous` they lack is retired.
+    public func retiring(_ previous: AssignedIDs) -> AssignedIDs {
+        var result = self
+        result.retired = previous.retired
+        result.retired.tunnels.formUnion(Set(previous.tunnels.values).subtracting(tunnels.values))
+        result.retired.tables.formUnion(Set(previous.tables.values).subtracting(tables.values))
+        result.retired.nextHops.formUnion(Set(previous.nextHops.values).subtracting(nextHops.values))
+        return result
     }
 }
 

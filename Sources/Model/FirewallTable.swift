@@ -94,6 +94,8 @@ public enum FirewallStatement: Equatable, Sendable {
     case accept
     case drop
     case notrack
+    /// Sets these bits of the firewall mark and leaves the others.
+    case setMark(UInt32)
     case snat(IPAddress)
     /// TCP maximum segment size, never raised.
     case clampMSS(UInt16)

@@ -33,7 +33,31 @@ public enum Ownership {
     public static let linkPrefix = "cni-culvert"
     public static let linkAlias = "culvert"
     public static let mainTunnel = "cni-culvert0"
+
+    /// The device of tunnel number `number`, which is at least 1: `cni-culvert-1` to `-999`, then `-a00` to `-zzz` in base 36,
+    /// because a device's name has at most 15 characters.
+    public static func tunnelName(_ number: UInt32) -> String {
+        guard number > 999 else { return "\(linkPrefix)-\(number)" }
+        let index = Int(number - 1000)
+        let digits = Array("0123456789abcdefghijklmnopqrstuvwxyz")
+        let first = digits[10 + index / 1296 % 26]
+        return "\(linkPrefix)-\(first)\(digits[index / 36 % 36])\(digits[index % 36])"
+    }
+    /// How many tunnels have a name.
+    public static let mostTunnels: UInt32 = 999 + 26 * 36 * 36
+
+    /// The number of a tunnel device; nil for any other name.
+    public static func tunnelNumber(_ name: String) -> UInt32? {
+        guard name.hasPrefix(linkPrefix + "-") else { return nil }
+        let text = name.dropFirst(linkPrefix.utf8.count + 1)
+        if let number = UInt32(text) { return (1...999).contains(number) ? number : nil }
+        guard text.utf8.count == 3, let value = UInt32(text, radix: 36), value >= 10 * 1296 else { return nil }
+        return value - 10 * 1296 + 1000
+    }
+
     public static let wireGuardDevice = "cni-culvert-wg"
+    /// For what comes out of a tunnel and was not let in by our firewall.
+    public static let guardTable: UInt32 = 46998
     /// What a gateway receives from other locations for nodes of its own.
     public static let locationTable: UInt32 = 46999
     /// Metric of routes to pods of other locations: Cilium's own routes, at 0, go before them.
@@ -45,6 +69,12 @@ public enum Ownership {
     public static let tunnelRulePriority: UInt32 = 105
     /// Priority of rules by pod address.
     public static let podRulePriority: UInt32 = 106
+    /// The same rule once more, of lower rank: somebody who deletes the first one does not open the pod.
+    public static let secondPodRulePriority: UInt32 = 107
+    /// The bit of the firewall mark that only our own firewall table sets, on what it lets into a tunnel's receiving end.
+    public static let acceptedMark: UInt32 = 0x10
+    /// Metric of IPv6 routes that have none of their own (linux/ipv6_route.h, `IP6_RT_PRIO_USER`).
+    public static let defaultMetricV6: UInt32 = 1024
     /// Metric of the `unreachable` backstops: above every metric that a route daemon would use.
     public static let backstopMetric: UInt32 = 4_278_198_272
     /// UDP ports (design.md, "Protocols").
@@ -168,17 +198,65 @@ public struct Route: Hashable, Sendable {
 
 /// A policy-routing rule.
 public struct Rule: Hashable, Sendable {
+    /// Bits of a packet's firewall mark: the rule holds where `mark & mask == value`.
+    public struct Mark: Hashable, Sendable {
+        public let value: UInt32
+        public let mask: UInt32
+        public init(value: UInt32, mask: UInt32) {
+            self.value = value
+            self.mask = mask
+        }
+    }
+    public enum Action: Hashable, Sendable {
+        case lookup(UInt32)
+        /// The packet goes nowhere, and its sender is told so.
+        case unreachable
+    }
     public let priority: UInt32
     /// nil: from all.
     public let source: IPNetwork?
     public let incoming: String?
-    public let table: UInt32
+    public let mark: Mark?
+    public let action: Action
     public static let mainTable: UInt32 = 254
-    public init(priority: UInt32, source: IPNetwork? = nil, incoming: String? = nil, table: UInt32) {
+
+    public init(
+        priority: UInt32, source: IPNetwork? = nil, incoming: String? = nil, mark: Mark? = nil, action: Action
+    ) {
         self.priority = priority
         self.source = source
         self.incoming = incoming
-        self.table = table
+        self.mark = mark
+        self.action = action
+    }
+    public init(
+        priority: UInt32, source: IPNetwork? = nil, incoming: String? = nil, mark: Mark? = nil, table: UInt32
+    ) {
+        self.init(priority: priority, source: source, incoming: incoming, mark: mark, action: .lookup(table))
+    }
+
+    /// The table that it looks up; nil where it decides itself.
+    public var table: UInt32? { if case .lookup(let table) = action { table } else { nil } }
+    public var family: IPAddress.Family { source?.family ?? .v4 }
+    /// The rule without its action, as in `ip rule`.
+    public var selector: String {
+        (source.map { "from \($0.routeText)" } ?? "from all") + (incoming.map { " iif \($0)" } ?? "")
+            + (mark.map {
+                " fwmark 0x\(String($0.value, radix: 16))/0x\(String($0.mask, radix: 16))"
+            } ?? "")
+    }
+
+    /// The order of rules in a plan: as the kernel asks them, and those of one priority by what they select.
+    public static func isBefore(_ a: Rule, _ b: Rule) -> Bool {
+        if a.priority != b.priority { return a.priority < b.priority }
+        if a.incoming != b.incoming { return (a.incoming ?? "") < (b.incoming ?? "") }
+        if a.source != b.source {
+            guard let one = a.source else { return true }
+            guard let other = b.source else { return false }
+            return one < other
+        }
+        if a.mark != b.mark { return (a.mark?.value ?? 0) > (b.mark?.value ?? 0) }
+        return (a.table ?? 0) < (b.table ?? 0)
     }
 }
 

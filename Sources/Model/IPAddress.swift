@@ -133,6 +133,7 @@ public struct IPNetwork: Hashable, Sendable, Comparable, CustomStringConvertible
     public var family: IPAddress.Family { address.family }
     public var isHost: Bool { prefixLength == family.bits }
     public static let everythingV4 = IPNetwork(IPAddress(v4: 0), prefixLength: 0)
+    public static let everythingV6 = IPNetwork(IPAddress(family: .v6, high: 0, low: 0), prefixLength: 0)
 
     public func contains(_ other: IPAddress) -> Bool {
         family == other.family && IPNetwork(other, prefixLength: prefixLength).address == address

@@ -80,6 +80,12 @@ public struct Node: Equatable, Sendable {
         for address in storage.fields.internalIPs where address.family == .v4 { return address }
         return nil
     }
+    /// Every address, without a list being made.
+    public func forEachAddress(_ body: (IPAddress) -> Void) {
+        for address in storage.fields.internalIPs { body(address) }
+        for address in storage.fields.externalIPs { body(address) }
+        for address in storage.fields.overlayAddresses { body(address) }
+    }
     /// The pod CIDRs and every address as a network of its own. No list is made: thousands of nodes are asked.
     public func forEachNetwork(_ body: (IPNetwork) -> Void) {
         for network in storage.fields.podCIDRs { body(network) }

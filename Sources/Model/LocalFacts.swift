@@ -25,6 +25,8 @@ public struct LocalFacts: Equatable, Sendable {
     public var nodeName: String
     /// Found on `cilium_host`; nil: not known, the inventory's word counts.
     public var overlayAddress: IPAddress?
+    /// The overlay address as it was last known, for as long as nobody tells a newer one.
+    public var lastOverlayAddress: IPAddress?
     /// MTU of the underlay device in bytes.
     public var underlayMTU: Int
     /// Device of the default route.
@@ -66,6 +68,10 @@ public struct LocalFacts: Equatable, Sendable {
         self.isLive = isLive
     }
 
+    /// The default route's interface drops packets whose source is not routed back by it (`rp_filter` 1, RFC 3704).
+    public var hasStrictUplink: Bool {
+        max(reversePathFilterAll ?? 0, interface(underlayDevice)?.reversePathFilter ?? 0) == 1
+    }
     /// The default egress address: the first of the default route's interface.
     public var egressAddressV4: IPAddress? { interface(underlayDevice)?.hostAddresses.first { $0.family == .v4 } }
     public func interface(_ name: String) -> Interface? { interfaces.first { $0.name == name } }

@@ -21,7 +21,8 @@ public final class FOUSocket {
         var ports: Set<FOUPort> = []
         let header = genlmsghdr(cmd: UInt8(FOU_CMD_GET), version: 1, reserved: 0)
         try socket.dump(
-            NetlinkMessage("ip fou show", type: family, flags: UInt16(NLM_F_DUMP), header: header)
+            NetlinkMessage("ip fou show", type: family, flags: UInt16(NLM_F_DUMP), header: header),
+            restart: { ports = [] }
         ) { reply in
             var port: UInt16 = 0
             var ipProtocol: UInt8 = 0

@@ -2,11 +2,17 @@ import CLinux
 import Model
 
 /// What the kernel says has happened that is none of our own doing.
-public enum HostEvent: Equatable, Sendable {
+public enum HostEvent: Hashable, Sendable {
     /// `RTM_DELLINK`: the host side of a pod, perhaps.
     case linkDeleted(index: Int32)
-    /// Something of ours, or something that the local facts depend on, may have changed.
-    case drift
+    /// Of ours, or of those that look like ours, something was changed.
+    case ourLinks
+    case ourNextHops
+    case ourRoutes
+    case ourRules
+    case neighbours
+    /// Addresses, devices or default routes, which the local facts depend on.
+    case facts
     /// Notifications were lost: everything has to be looked at.
     case overrun
 }
@@ -20,8 +26,8 @@ public final class HostEvents {
     public init(ownPorts: Set<UInt32>) throws {
         self.ownPorts = ownPorts
         socket = try NetlinkSocket(bus: NETLINK_ROUTE)
-        // linux/rtnetlink.h: RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _NEXTHOP, _NEIGH
-        for group: UInt32 in [1, 5, 7, 8, 32, 3] { try socket.join(group: group) }
+        // linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV6_RULE, _NEXTHOP
+        for group: UInt32 in [1, 3, 5, 7, 8, 11, 19, 32] { try socket.join(group: group) }
         _ = culvert_receive_timeout(socket.descriptor, 0)
     }
 
@@ -44,22 +50,31 @@ public final class HostEvents {
         switch Int(reply.type) {
         case RTM_DELLINK:
             guard let link = KernelLink(reply) else { return nil }
-            if link.name.hasPrefix(Ownership.linkPrefix) { return isOurs ? nil : .drift }
+            if link.name.hasPrefix(Ownership.linkPrefix) { return isOurs ? nil : .ourLinks }
             // A bridge says DELLINK for a port that only leaves it.
             guard let header = reply.fixed(ifinfomsg.self), header.ifi_family == 0 else { return nil }
             return .linkDeleted(index: link.index)
         case RTM_NEWLINK:
             guard !isOurs, let link = KernelLink(reply) else { return nil }
-            return link.name.hasPrefix("cni-") || link.name.hasPrefix("cilium_") || link.kind.isEmpty ? .drift : nil
-        case RTM_NEWADDR, RTM_DELADDR: return isOurs ? nil : .drift
+            if link.name.hasPrefix(Ownership.linkPrefix) { return .ourLinks }
+            return link.name.hasPrefix("cilium_") || link.kind.isEmpty ? .facts : nil
+        case RTM_NEWADDR, RTM_DELADDR:
+            guard !isOurs else { return nil }
+            let label = reply.attributes(after: MemoryLayout<ifaddrmsg>.size).first { $0.type == Int(IFA_LABEL) }?.string
+            return label?.hasPrefix(Ownership.linkPrefix) == true ? .ourLinks : .facts
         case RTM_NEWROUTE, RTM_DELROUTE:
-            guard !isOurs, let route = KernelRoute(reply) else { return nil }
-            return route.routeProtocol == Ownership.routeProtocol || route.destination.prefixLength == 0 ? .drift : nil
+            guard !isOurs, let header = reply.fixed(rtmsg.self),
+                let route = KernelRoute(reply, family: Int32(header.rtm_family))
+            else { return nil }
+            if route.routeProtocol == Ownership.routeProtocol { return .ourRoutes }
+            return route.destination == .everythingV4 ? .facts : nil
         case RTM_NEWNEXTHOP, RTM_DELNEXTHOP:
             guard !isOurs, let header = reply.fixed(nhmsg.self) else { return nil }
-            return header.nh_protocol == Ownership.routeProtocol ? .drift : nil
-        case RTM_NEWRULE, RTM_DELRULE: return isOurs ? nil : .drift
-        case RTM_DELNEIGH: return isOurs ? nil : .drift
+            return header.nh_protocol == Ownership.routeProtocol ? .ourNextHops : nil
+        case RTM_NEWRULE, RTM_DELRULE:
+            guard !isOurs, let header = reply.fixed(fib_rule_hdr.self) else { return nil }
+            return Rule(reply, family: Int32(header.family)) == nil ? nil : .ourRules
+        case RTM_DELNEIGH: return isOurs ? nil : .neighbours
         default: return nil
         }
     }

@@ -37,7 +37,7 @@ extension NetlinkSocket {
         var links: [Int32: KernelLink] = [:]
         let request = NetlinkMessage(
             "ip link show", type: UInt16(RTM_GETLINK), flags: UInt16(NLM_F_DUMP), header: ifinfomsg())
-        try dump(request) { reply in
+        try dump(request, restart: { links = [:] }) { reply in
             if let link = KernelLink(reply) { links[link.index] = link }
         }
         return links.values.sorted { $0.index < $1.index }
@@ -182,7 +182,9 @@ public enum LinkRequest {
     }
 
     /// `ip link set dev NAME mtu MTU alias culvert up` with `rp_filter` and `forwarding` of the device.
-    public static func configure(_ link: Link, index: Int32) -> NetlinkMessage {
+    ///
+    /// - Parameter hasIPv6: false where the kernel has refused the settings of IPv6 before.
+    public static func configure(_ link: Link, index: Int32, hasIPv6: Bool = true) -> NetlinkMessage {
         var header = ifinfomsg()
         header.ifi_index = index
         header.ifi_flags = 1  // IFF_UP
@@ -198,8 +200,11 @@ public enum LinkRequest {
                         settings.u32(DeviceSetting.reversePathFilter, link.reversePathFilter)
                     }
                 }
-                // No link-local address, no router solicitations (IN6_ADDR_GEN_MODE_NONE).
-                families.nested(AF_INET6) { $0.u8(IFLA_INET6_ADDR_GEN_MODE, 1) }
+                // No link-local address, no router solicitations (IN6_ADDR_GEN_MODE_NONE). A link with an MTU below IPv6's
+                // least has no IPv6, and refuses its settings (EAFNOSUPPORT); so does a kernel without IPv6.
+                if hasIPv6 && link.mtu >= 1280 {
+                    families.nested(AF_INET6) { $0.u8(IFLA_INET6_ADDR_GEN_MODE, 1) }
+                }
             }
         }
     }

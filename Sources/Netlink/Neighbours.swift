@@ -26,7 +26,8 @@ extension NetlinkSocket {
             let request = NetlinkMessage(
                 family == AF_INET ? "ip neigh show" : "bridge fdb show", type: UInt16(RTM_GETNEIGH),
                 flags: UInt16(NLM_F_DUMP), header: header)
-            try dump(request) { reply in
+            let before = found
+            try dump(request, restart: { found = before }) { reply in
                 guard let header = reply.fixed(ndmsg.self), indexes.contains(header.ndm_ifindex),
                     header.ndm_state & UInt16(NUD_PERMANENT) != 0
                 else { return }

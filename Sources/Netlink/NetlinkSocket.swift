@@ -6,6 +6,7 @@ public final class NetlinkSocket {
     private let socket: OpaquePointer
     private var sequence: UInt32 = 0
     private var buffer = [UInt8](repeating: 0, count: 128 * 1024)
+    private var sendRoom = 64 * 1024
 
     /// Opens a socket of `bus` (`NETLINK_ROUTE`, …) in the network namespace of this process.
     public init(bus: Int32) throws {
@@ -39,6 +40,16 @@ public final class NetlinkSocket {
             _ = mnl_socket_setsockopt(socket, Int32(option), &on, socklen_t(MemoryLayout<Int32>.size))
         }
         _ = culvert_receive_timeout(descriptor, 5000)
+    }
+
+    /// Makes room for one message or batch of this many bytes. The default refuses more than about 213 kB (EMSGSIZE).
+    public func makeRoom(for bytes: Int) {
+        guard bytes > sendRoom else { return }
+        var size = Int32(clamping: bytes * 2)
+        // With CAP_NET_ADMIN, beyond what net.core.wmem_max allows others.
+        if setsockopt(descriptor, SOL_SOCKET, SO_SNDBUFFORCE, &size, socklen_t(MemoryLayout<Int32>.size)) == 0 {
+            sendRoom = bytes
+        }
     }
 
     deinit { mnl_socket_close(socket) }
@@ -107,9 +118,14 @@ public final class NetlinkSocket {
         if let failure = try execute([message]).first { throw failure.error }
     }
 
-    /// Dumps: `body` sees every message of the answer.
-    public func dump(_ message: NetlinkMessage, _ body: (NetlinkReply) -> Void) throws {
+    /// Dumps: `body` sees every message of the answer. Where something changed while the kernel was listing
+    /// (`NLM_F_DUMP_INTR`), what came may be incomplete: it is asked again, and `restart` is called, so that nothing of the
+    /// answer before is left.
+    ///
+    /// - Throws: where the request is refused. After five answers that were disturbed the last one counts.
+    public func dump(_ message: NetlinkMessage, restart: () -> Void = {}, _ body: (NetlinkReply) -> Void) throws {
         for attempt in 0..<5 {
+            if attempt > 0 { restart() }
             var message = message
             sequence &+= 1
             let mine = sequence
@@ -139,8 +155,6 @@ public final class NetlinkSocket {
                 }
             }
             if let failure { throw failure }
-            // Something changed while the kernel was listing: what came may be incomplete. The caller collects into
-            // dictionaries by key, so a second pass only completes it.
             if !interrupted || attempt == 4 { return }
         }
     }
@@ -176,6 +190,7 @@ public final class NetlinkSocket {
 
     /// Sends bytes that are a whole batch already (nftables).
     public func send(_ bytes: [UInt8], operation: String) throws {
+        makeRoom(for: bytes.count)
         guard mnl_socket_sendto(socket, bytes, bytes.count) >= 0 else {
             throw NetlinkError(operation: operation, code: culvert_errno())
         }

@@ -11,7 +11,7 @@ extension NetlinkSocket {
         let request = NetlinkMessage(
             "ip nexthop show", type: UInt16(RTM_GETNEXTHOP), flags: UInt16(NLM_F_DUMP), header: nhmsg())
         do {
-            try dump(request) { reply in
+            try dump(request, restart: { (ours, foreign) = ([:], []) }) { reply in
                 guard let header = reply.fixed(nhmsg.self) else { return }
                 var id: UInt32 = 0
                 var device: String?

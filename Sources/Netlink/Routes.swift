@@ -2,27 +2,34 @@ import CLinux
 import Model
 
 extension NetlinkSocket {
-    /// `ip -4 route show table all proto 110`, in the kernel's order: by table and address.
+    /// `ip route show table all proto 110` of both families, in the kernel's order: by table and address.
     public func ownRoutes(names: [Int32: String]) throws -> [Route] {
-        var routes: [Route] = []
-        var header = rtmsg()
-        header.rtm_family = UInt8(AF_INET)
-        header.rtm_protocol = Ownership.routeProtocol
-        let request = NetlinkMessage(
-            "ip -4 route show table all proto \(Ownership.routeProtocol)", type: UInt16(RTM_GETROUTE),
-            flags: UInt16(NLM_F_DUMP), header: header)
-        do {
-            try dump(request) { reply in
-                if let route = KernelRoute(reply), route.routeProtocol == Ownership.routeProtocol,
-                    let ours = route.own(names: names)
-                {
-                    routes.append(ours)
+        var all: [Route] = []
+        for family in [AF_INET, AF_INET6] {
+            var routes: [Route] = []
+            var header = rtmsg()
+            header.rtm_family = UInt8(family)
+            header.rtm_protocol = Ownership.routeProtocol
+            let request = NetlinkMessage(
+                "ip \(family == AF_INET ? "-4" : "-6") route show table all proto \(Ownership.routeProtocol)",
+                type: UInt16(RTM_GETROUTE), flags: UInt16(NLM_F_DUMP), header: header)
+            do {
+                try dump(request, restart: { routes = [] }) { reply in
+                    if let route = KernelRoute(reply, family: family),
+                        route.routeProtocol == Ownership.routeProtocol, let ours = route.own(names: names)
+                    {
+                        routes.append(ours)
+                    }
                 }
+            } catch let error as NetlinkError where error.code == ENOENT {
+                // No table has such a route.
+            } catch let error as NetlinkError
+            where family == AF_INET6 && [EAFNOSUPPORT, EOPNOTSUPP].contains(error.code) {
+                // This kernel has no IPv6.
             }
-        } catch let error as NetlinkError where error.code == ENOENT {
-            return []
+            all += routes
         }
-        return routes
+        return all
     }
 
     /// `ip -4 route show table all`, everybody's (for defaults of other interfaces, and inside pods).
@@ -32,8 +39,8 @@ extension NetlinkSocket {
         header.rtm_family = UInt8(AF_INET)
         let request = NetlinkMessage(
             "ip -4 route show table all", type: UInt16(RTM_GETROUTE), flags: UInt16(NLM_F_DUMP), header: header)
-        try dump(request) { reply in
-            if let route = KernelRoute(reply), !routes.contains(route) { routes.append(route) }
+        try dump(request, restart: { routes = [] }) { reply in
+            if let route = KernelRoute(reply) { routes.append(route) }
         }
         return routes
     }
@@ -47,9 +54,9 @@ extension NetlinkSocket {
         let request = NetlinkMessage(
             "ip -4 route show table all type unicast", type: UInt16(RTM_GETROUTE), flags: UInt16(NLM_F_DUMP),
             header: header)
-        try dump(request) { reply in
+        try dump(request, restart: { routes = [] }) { reply in
             if let route = KernelRoute(reply), route.destination.prefixLength == 0,
-                route.routeProtocol != Ownership.routeProtocol, !routes.contains(route)
+                route.routeProtocol != Ownership.routeProtocol
             {
                 routes.append(route)
             }
@@ -73,8 +80,9 @@ public struct KernelRoute: Equatable, Sendable {
     public var mtu: UInt32 = 0
     public var source: IPAddress?
 
-    public init?(_ reply: NetlinkReply) {
-        guard let header = reply.fixed(rtmsg.self), header.rtm_family == UInt8(AF_INET) else { return nil }
+    /// nil: of another family, or no route but an entry of the cache.
+    public init?(_ reply: NetlinkReply, family: Int32 = AF_INET) {
+        guard let header = reply.fixed(rtmsg.self), header.rtm_family == UInt8(family) else { return nil }
         // Exceptions of the route cache are no routes.
         if header.rtm_flags & UInt32(RTM_F_CLONED) != 0 { return nil }
         type = header.rtm_type
@@ -82,7 +90,7 @@ public struct KernelRoute: Equatable, Sendable {
         scope = header.rtm_scope
         flags = header.rtm_flags
         table = UInt32(header.rtm_table)
-        var address = IPAddress(v4: 0)
+        var address = family == AF_INET ? IPAddress(v4: 0) : IPAddress(family: .v6, high: 0, low: 0)
         for attribute in reply.attributes(after: MemoryLayout<rtmsg>.size) {
             switch attribute.type {
             case Int(RTA_DST.rawValue): address = attribute.address ?? address
@@ -136,7 +144,7 @@ public enum RouteRequest {
         _ verb: String, type: Int, flags: Int32, _ route: Route, indexes: [String: Int32]
     ) -> NetlinkMessage {
         var header = rtmsg()
-        header.rtm_family = UInt8(AF_INET)
+        header.rtm_family = UInt8(route.destination.family == .v4 ? AF_INET : AF_INET6)
         header.rtm_dst_len = UInt8(route.destination.prefixLength)
         header.rtm_protocol = Ownership.routeProtocol
         header.rtm_scope = UInt8(RT_SCOPE_UNIVERSE.rawValue)
@@ -154,7 +162,7 @@ public enum RouteRequest {
         }
         if type == RTM_DELROUTE { header.rtm_scope = UInt8(RT_SCOPE_NOWHERE.rawValue) }
         return NetlinkMessage(
-            "ip route \(verb) \(route.destination.routeText) table \(route.table)", type: UInt16(type),
+            route.command(verb), type: UInt16(type),
             flags: UInt16(flags), header: header, capacity: 256
         ) { attributes in
             if route.destination.prefixLength > 0 {
@@ -172,5 +180,21 @@ public enum RouteRequest {
             case .throwOn, .unreachable: break
             }
         }
+    }
+}
+
+extension Route {
+    /// The `ip` command with this verb.
+    public func command(_ verb: String) -> String {
+        let what =
+            switch kind {
+            case .nextHop(let id): "\(destination.routeText) nhid \(id)"
+            case .device(let name): "\(destination.routeText) dev \(name)"
+            case .via(let gateway, let name): "\(destination.routeText) via \(gateway) dev \(name) onlink"
+            case .throwOn: "throw \(destination.routeText)"
+            case .unreachable: "unreachable \(destination.routeText)"
+            }
+        return "ip \(destination.family == .v4 ? "" : "-6 ")route \(verb) \(what) table \(table)"
+            + (metric == 0 ? "" : " metric \(metric)")
     }
 }

@@ -2,37 +2,61 @@ import CLinux
 import Model
 
 extension NetlinkSocket {
-    /// `ip -4 rule show`, ours. (The kernel takes no filter for rules.)
+    /// `ip rule show` and `ip -6 rule show`, ours, each once. (The kernel takes no filter for rules.)
+    ///
+    /// While somebody else inserts a rule, the kernel may list one twice, or leave one out, and not say so. What is listed
+    /// twice is there once; of what is left out the kernel says EEXIST when it is made again.
     public func ownRules() throws -> [Rule] {
+        var found: Set<Rule> = []
         var rules: [Rule] = []
-        var header = fib_rule_hdr()
-        header.family = UInt8(AF_INET)
-        let request = NetlinkMessage(
-            "ip -4 rule show", type: UInt16(RTM_GETRULE), flags: UInt16(NLM_F_DUMP), header: header)
-        try dump(request) { reply in
-            guard let header = reply.fixed(fib_rule_hdr.self) else { return }
-            var priority: UInt32 = 0
-            var source: IPAddress?
-            var incoming: String?
-            var table = UInt32(header.table)
-            var ours = false
-            for attribute in reply.attributes(after: MemoryLayout<fib_rule_hdr>.size) {
-                switch attribute.type {
-                case Int(FRA_PRIORITY): priority = attribute.u32
-                case Int(FRA_SRC): source = attribute.address
-                case Int(FRA_IIFNAME): incoming = attribute.string
-                case Int(FRA_TABLE): table = attribute.u32
-                case Int(FRA_PROTOCOL): ours = attribute.u8 == Ownership.routeProtocol
-                default: break
+        for family in [AF_INET, AF_INET6] {
+            var header = fib_rule_hdr()
+            header.family = UInt8(family)
+            let request = NetlinkMessage(
+                family == AF_INET ? "ip -4 rule show" : "ip -6 rule show", type: UInt16(RTM_GETRULE),
+                flags: UInt16(NLM_F_DUMP), header: header)
+            do {
+                try dump(request) { reply in
+                    guard let rule = Rule(reply, family: family), found.insert(rule).inserted else { return }
+                    rules.append(rule)
                 }
+            } catch let error as NetlinkError
+            where family == AF_INET6 && [EAFNOSUPPORT, EOPNOTSUPP].contains(error.code) {
+                // This kernel has no IPv6, or none with rules.
             }
-            guard ours else { return }
-            rules.append(
-                Rule(
-                    priority: priority, source: source.map { IPNetwork($0, prefixLength: Int(header.src_len)) },
-                    incoming: incoming, table: table))
         }
         return rules
+    }
+}
+
+extension Rule {
+    /// nil: not ours, or of another family.
+    public init?(_ reply: NetlinkReply, family: Int32) {
+        guard let header = reply.fixed(fib_rule_hdr.self), Int32(header.family) == family else { return nil }
+        var priority: UInt32 = 0
+        var source: IPAddress?
+        var incoming: String?
+        var table = UInt32(header.table)
+        var ours = false
+        var mark: UInt32?
+        var mask: UInt32?
+        for attribute in reply.attributes(after: MemoryLayout<fib_rule_hdr>.size) {
+            switch attribute.type {
+            case Int(FRA_PRIORITY): priority = attribute.u32
+            case Int(FRA_SRC): source = attribute.address
+            case Int(FRA_IIFNAME): incoming = attribute.string
+            case Int(FRA_TABLE): table = attribute.u32
+            case Int(FRA_PROTOCOL): ours = attribute.u8 == Ownership.routeProtocol
+            case Int(FRA_FWMARK): mark = attribute.u32
+            case Int(FRA_FWMASK): mask = attribute.u32
+            default: break
+            }
+        }
+        guard ours else { return nil }
+        self.init(
+            priority: priority, source: source.map { IPNetwork($0, prefixLength: Int(header.src_len)) },
+            incoming: incoming, mark: mask.map { .init(value: mark ?? 0, mask: $0) },
+            action: Int(header.action) == Int(FR_ACT_UNREACHABLE) ? .unreachable : .lookup(table))
     }
 }
 
@@ -46,20 +70,31 @@ public enum RuleRequest {
 
     private static func message(_ verb: String, type: Int, flags: Int32, _ rule: Rule) -> NetlinkMessage {
         var header = fib_rule_hdr()
-        header.family = UInt8(AF_INET)
-        header.action = UInt8(FR_ACT_TO_TBL)
-        header.table = rule.table < 256 ? UInt8(rule.table) : 0
+        header.family = UInt8(rule.family == .v4 ? AF_INET : AF_INET6)
+        let table = rule.table ?? 0
+        header.action = UInt8(rule.table == nil ? FR_ACT_UNREACHABLE : FR_ACT_TO_TBL)
+        header.table = table < 256 ? UInt8(table) : 0
         header.src_len = UInt8(rule.source?.prefixLength ?? 0)
-        let what = (rule.source.map { "from \($0)" } ?? "") + (rule.incoming.map { "iif \($0)" } ?? "")
         return NetlinkMessage(
-            "ip rule \(verb) priority \(rule.priority) \(what) lookup \(rule.table)", type: UInt16(type),
-            flags: UInt16(flags), header: header, capacity: 256
+            rule.command(verb), type: UInt16(type), flags: UInt16(flags), header: header, capacity: 256
         ) { attributes in
             attributes.u32(FRA_PRIORITY, rule.priority)
-            attributes.u32(FRA_TABLE, rule.table)
+            if rule.table != nil { attributes.u32(FRA_TABLE, table) }
             attributes.u8(FRA_PROTOCOL, Ownership.routeProtocol)
             if let source = rule.source { attributes.address(FRA_SRC, source.address) }
             if let incoming = rule.incoming { attributes.string(FRA_IIFNAME, incoming) }
+            if let mark = rule.mark {
+                attributes.u32(FRA_FWMARK, mark.value)
+                attributes.u32(FRA_FWMASK, mark.mask)
+            }
         }
+    }
+}
+
+extension Rule {
+    /// The `ip` command with this verb.
+    public func command(_ verb: String) -> String {
+        "ip \(family == .v4 ? "" : "-6 ")rule \(verb) priority \(priority) \(selector) "
+            + (table.map { "lookup \($0)" } ?? "unreachable")
     }
 }

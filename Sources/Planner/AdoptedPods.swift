@@ -3,14 +3,16 @@ import Model
 extension Planner {
     /// Pods of this node that never had an ADD: started before Culvert, or while it was not in the chain. Offline, all
     /// pods of the node.
+    ///
+    /// - Parameter ended: UIDs of pods whose attachment has ended and whose object is still there.
     public static func adoptedAttachments(
-        inventory: Inventory, nodeName: String, attached: [Attachment]
+        inventory: Inventory, nodeName: String, attached: [Attachment], ended: Set<String> = []
     ) -> [Attachment] {
         let addresses = Set(attached.flatMap { $0.addresses.map(\.address) })
         let names = Set(attached.map { "\($0.podNamespace)/\($0.podName)" })
         var adopted: [Attachment] = []
         for pod in inventory.pods {
-            guard pod.nodeName == nodeName, !pod.hostNetwork, !pod.isFinished, !pod.addresses.isEmpty,
+            guard pod.nodeName == nodeName, pod.uid.isEmpty || !ended.contains(pod.uid), !pod.hostNetwork, !pod.isFinished, !pod.addresses.isEmpty,
                 !pod.addresses.contains(where: addresses.contains), !names.contains("\(pod.namespace)/\(pod.name)")
             else { continue }
             var attachment = Attachment(

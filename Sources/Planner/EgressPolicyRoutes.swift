@@ -3,52 +3,58 @@ import Model
 /// The routes of one policy table: the merged destinations of a pod's policies.
 enum EgressPolicyRoutes {
     /// What happens to an address.
-    enum Verdict: Equatable {
+    enum Verdict: Equatable, Sendable {
         /// Goes by the next hop of the policy at this index.
         case claimed(Int)
         case thrown
     }
 
-    /// Every prefix that the table holds, with its verdict.
+    struct Entry: Equatable, Sendable {
+        let prefix: IPNetwork
+        let verdict: Verdict
+    }
+
+    /// Every prefix that the table holds, with its verdict, in order.
     ///
     /// An exclusion takes away from its own policy only; of the policies that are left the longest destination wins,
-    /// and of equal ones the first policy. For a prefix X of the union of all destinations and exclusions, what
-    /// covers any address that has X as its longest match is what covers X; so a verdict per prefix is exact.
+    /// and of equal ones the first policy that is not held. For a prefix X of the union of all destinations and exclusions,
+    /// what covers any address that has X as its longest match is what covers X; so a verdict per prefix is exact.
     ///
     /// - Parameters:
     ///   - policies: in order of name.
-    ///   - kept: what always stays on its normal path.
-    static func verdicts(
-        policies: [EgressPolicy], kept: [IPNetwork], family: IPAddress.Family
-    ) -> [(prefix: IPNetwork, verdict: Verdict)] {
+    ///   - kept: what always stays on its normal path: disjoint, in order, of this family.
+    static func verdicts(policies: [AssignedPolicy], kept: [IPNetwork], family: IPAddress.Family) -> [Entry] {
         let destinations = policies.map { $0.destinations.filter { $0.family == family } }
         let exclusions = policies.map { $0.exclusions.filter { $0.family == family } }
-        let kept = outermost(kept.filter { $0.family == family })
+        if destinations.allSatisfy(\.isEmpty) { return [] }
+        let kept = DisjointNetworks(networks: kept)
+        // A held policy must not cut a pod off from the gateway of a good one.
+        let order = policies.indices.filter { !policies[$0].isHeld } + policies.indices.filter { policies[$0].isHeld }
         var prefixes: Set<IPNetwork> = []
         for list in destinations + exclusions { prefixes.formUnion(list) }
-        var verdicts: [(IPNetwork, Verdict)] = []
+        var entries: [Entry] = []
         var claims: [IPNetwork] = []
-        for prefix in prefixes where !kept.contains(where: { $0.contains(prefix) }) {
+        for prefix in prefixes where !kept.contain(prefix) {
             var best: (length: Int, policy: Int)?
-            for index in policies.indices where !exclusions[index].contains(where: { $0.contains(prefix) }) {
+            for index in order where !exclusions[index].contains(where: { $0.contains(prefix) }) {
                 let longest = destinations[index].filter { $0.contains(prefix) }.map(\.prefixLength).max()
                 if let longest, longest > best?.length ?? -1 { best = (longest, index) }
             }
             if let best {
-                verdicts.append((prefix, .claimed(best.policy)))
+                entries.append(Entry(prefix: prefix, verdict: .claimed(best.policy)))
                 claims.append(prefix)
             } else {
-                verdicts.append((prefix, .thrown))
+                entries.append(Entry(prefix: prefix, verdict: .thrown))
             }
         }
         // A throw is only needed where the table would otherwise have an answer.
-        verdicts.removeAll { entry in
-            entry.1 == .thrown && !claims.contains { $0.contains(entry.0) }
+        let outermostClaims = outermost(claims)
+        let claimed = DisjointNetworks(networks: outermostClaims)
+        entries.removeAll { $0.verdict == .thrown && !claimed.contain($0.prefix) }
+        for claim in outermostClaims {
+            for network in kept.within(claim) { entries.append(Entry(prefix: network, verdict: .thrown)) }
         }
-        for network in kept where claims.contains(where: { $0.contains(network) }) {
-            verdicts.append((network, .thrown))
-        }
-        return verdicts.sorted { $0.0 < $1.0 }
+        return entries.sorted { $0.prefix < $1.prefix }
     }
 
     /// The networks that no other of them contains, sorted. All are of one family.
@@ -72,7 +78,7 @@ enum EgressPolicyRoutes {
     }
 
     /// The IPv4 ranges that the verdicts claim, disjoint and not adjacent, in order.
-    static func claimedRanges(_ verdicts: [(prefix: IPNetwork, verdict: Verdict)]) -> [ClosedRange<UInt32>] {
+    static func claimedRanges(_ verdicts: [Entry]) -> [ClosedRange<UInt32>] {
         // Sorted by address, then length: a later prefix lies inside an earlier one or behind it. What is open is a stack.
         var ranges: [ClosedRange<UInt32>] = []
         var open: [(last: UInt64, isClaimed: Bool)] = []
@@ -89,7 +95,8 @@ enum EgressPolicyRoutes {
                 open.removeLast()
             }
         }
-        for (prefix, verdict) in verdicts where prefix.family == .v4 {
+        for entry in verdicts where entry.prefix.family == .v4 {
+            let (prefix, verdict) = (entry.prefix, entry.verdict)
             let first = UInt64(prefix.address.v4Value)
             close(before: first)
             paint(upTo: first)

@@ -352,6 +352,9 @@ public struct MeshPlan {
         ]
     }
 
+    /// What this node reaches by the mesh.
+    var reachedNetworks: [IPNetwork] { [mesh.subnet] + peerNetworks + destinations.map(\.network) }
+
     /// Destinations that egress policies leave alone.
     var keptNetworks: [IPNetwork] {
         [mesh.subnet] + peerNetworks + topology.segments.flatMap(\.allowedLocationIPs)

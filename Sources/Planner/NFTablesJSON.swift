@@ -152,6 +152,15 @@ enum NFTablesJSON {
             case .accept: result.append(.make(("accept", .null)))
             case .drop: result.append(.make(("drop", .null)))
             case .notrack: result.append(.make(("notrack", .null)))
+            case .setMark(let bits):
+                let mark = JSON.make(("meta", .make(("key", .string("mark")))))
+                result.append(
+                    .make(
+                        (
+                            "mangle",
+                            .make(
+                                ("key", mark), ("value", .make(("|", .array([mark, .integer(Int64(bits))])))))
+                        )))
             case .snat(let address):
                 result.append(
                     .make(("snat", .make(("family", .string("ip")), ("addr", .string("\(address)"))))))

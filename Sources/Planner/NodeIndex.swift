@@ -8,9 +8,17 @@ public struct NodeIndex: Sendable {
     /// In the order of the dictionary, which keeps it while no node comes or goes. By holding them, the index makes sure
     /// that a node that is the same object is the same node.
     private var nodes: [Node] = []
+    private var nodeCIDRs: [IPNetwork] = []
+    /// Grows whenever something in it changes.
+    private(set) var generation = 0
 
-    /// IPv4 pod CIDRs and addresses of every node, as `packed`, in order.
-    private(set) var networks: [UInt64] = []
+    /// What egress policies leave alone of every node, IPv4, as `packed`, in order: its pod CIDRs, and its addresses (where
+    /// `cluster.nodeCIDRs` is set, those that lie inside).
+    private(set) var keptNetworks: [UInt64] = []
+    /// The same of IPv6, in no order.
+    private(set) var keptNetworksV6: [IPNetwork] = []
+    /// IPv4 addresses of every node that are kept, in order.
+    private(set) var keptAddresses: [UInt32] = []
     /// First and last address of every node's IPv4 pod CIDRs, 32 bits each, in order.
     private(set) var podRanges: [UInt64] = []
     /// Ends of tunnels to the other nodes, in order.
@@ -31,15 +39,20 @@ public struct NodeIndex: Sendable {
     }
 
     /// Brings it up to date.
-    mutating func update(_ inventory: Inventory, nodeName: String, overlay: Configuration.Overlay) {
+    mutating func update(
+        _ inventory: Inventory, nodeName: String, overlay: Configuration.Overlay, nodeCIDRs: [IPNetwork] = []
+    ) {
         let selectors = Set(inventory.policies.map(\.gatewaySelector))
         if gateways.contains(where: { !selectors.contains($0.key) }) {
             gateways = gateways.filter { selectors.contains($0.key) }
+            generation += 1
         }
         let new = Array(inventory.nodes.values)
-        guard nodeName == self.nodeName, overlay == self.overlay,
+        guard nodeName == self.nodeName, overlay == self.overlay, nodeCIDRs == self.nodeCIDRs,
             let (gone, come) = NodeIndex.difference(nodes, new)
-        else { return rebuild(new, nodeName: nodeName, overlay: overlay) }
+        else { return rebuild(new, nodeName: nodeName, overlay: overlay, nodeCIDRs: nodeCIDRs) }
+        if gone.isEmpty && come.isEmpty { return }
+        generation += 1
         for node in gone { change(node, adding: false) }
         for node in come { change(node, adding: true) }
         nodes = new
@@ -73,31 +86,41 @@ public struct NodeIndex: Sendable {
         return (gone, come)
     }
 
-    private mutating func rebuild(_ nodes: [Node], nodeName: String, overlay: Configuration.Overlay) {
+    private mutating func rebuild(
+        _ nodes: [Node], nodeName: String, overlay: Configuration.Overlay, nodeCIDRs: [IPNetwork]
+    ) {
+        let generation = generation + 1
         self = NodeIndex()
+        self.generation = generation
+        self.nodeCIDRs = nodeCIDRs
         self.nodeName = nodeName
         self.overlay = overlay
         self.nodes = nodes
-        networks.reserveCapacity(4 * nodes.count)
+        keptNetworks.reserveCapacity(4 * nodes.count)
         innerSources[32].reserveCapacity(3 * nodes.count)
         for node in self.nodes {
-            NodeIndex.parts(of: node, nodeName: nodeName, overlay: overlay) { part in
+            NodeIndex.parts(of: node, nodeName: nodeName, overlay: overlay, nodeCIDRs: nodeCIDRs) { part in
                 switch part {
-                case .network(let number): networks.append(number)
+                case .kept(let number): keptNetworks.append(number)
+                case .keptV6(let network): keptNetworksV6.append(network)
+                case .keptAddress(let number): keptAddresses.append(number)
                 case .podRange(let number): podRanges.append(number)
                 case .outer(let number): outerAddresses.append(number)
                 case .inner(let number, let length): innerSources[length].append(number)
                 }
             }
         }
-        networks.sort()
+        keptNetworks.sort()
+        keptAddresses.sort()
         podRanges.sort()
         outerAddresses.sort()
         for length in innerSources.indices { innerSources[length].sort() }
     }
 
     private enum Part {
-        case network(UInt64)
+        case kept(UInt64)
+        case keptV6(IPNetwork)
+        case keptAddress(UInt32)
         case podRange(UInt64)
         case outer(UInt32)
         case inner(UInt64, prefixLength: Int)
@@ -105,7 +128,8 @@ public struct NodeIndex: Sendable {
 
     /// All that is listed of one node. Static: as a method it would share the lists while they grow, and copy them.
     private static func parts(
-        of node: Node, nodeName: String, overlay: Configuration.Overlay, _ body: (Part) -> Void
+        of node: Node, nodeName: String, overlay: Configuration.Overlay, nodeCIDRs: [IPNetwork],
+        _ body: (Part) -> Void
     ) {
         var outer: UInt32?
         if node.name != nodeName, let address = MeshPlan.outerAddress(node, overlay: overlay), address.family == .v4 {
@@ -113,13 +137,17 @@ public struct NodeIndex: Sendable {
             body(.outer(address.v4Value))
         }
         node.forEachNetwork { network in
-            guard network.family == .v4 else { return }
-            body(.network(NodeIndex.packed(network)))
-            if let outer {
-                body(
-                    .inner(
-                        UInt64(outer) << 32 | UInt64(network.address.v4Value), prefixLength: network.prefixLength))
-            }
+            guard network.family == .v4, let outer else { return }
+            body(.inner(UInt64(outer) << 32 | UInt64(network.address.v4Value), prefixLength: network.prefixLength))
+        }
+        for network in node.podCIDRs {
+            body(network.family == .v4 ? .kept(NodeIndex.packed(network)) : .keptV6(network))
+        }
+        node.forEachAddress { address in
+            guard nodeCIDRs.isEmpty || nodeCIDRs.contains(where: { $0.contains(address) }) else { return }
+            guard address.family == .v4 else { return body(.keptV6(IPNetwork(host: address))) }
+            body(.kept(NodeIndex.packed(IPNetwork(host: address))))
+            body(.keptAddress(address.v4Value))
         }
         for network in node.podCIDRs where network.family == .v4 {
             body(.podRange(UInt64(network.address.v4Value) << 32 | UInt64(network.lastV4)))
@@ -128,10 +156,17 @@ public struct NodeIndex: Sendable {
 
     private mutating func change(_ node: Node, adding: Bool) {
         var found: [Part] = []
-        NodeIndex.parts(of: node, nodeName: nodeName, overlay: overlay) { found.append($0) }
+        NodeIndex.parts(of: node, nodeName: nodeName, overlay: overlay, nodeCIDRs: nodeCIDRs) { found.append($0) }
         for part in found {
             switch part {
-            case .network(let number): networks.change(number, adding: adding)
+            case .kept(let number): keptNetworks.change(number, adding: adding)
+            case .keptV6(let network):
+                if adding {
+                    keptNetworksV6.append(network)
+                } else if let place = keptNetworksV6.firstIndex(of: network) {
+                    keptNetworksV6.remove(at: place)
+                }
+            case .keptAddress(let number): keptAddresses.change(number, adding: adding)
             case .podRange(let number): podRanges.change(number, adding: adding)
             case .outer(let number): outerAddresses.change(number, adding: adding)
             case .inner(let number, let length): innerSources[length].change(number, adding: adding)
@@ -144,6 +179,17 @@ public struct NodeIndex: Sendable {
 
     private static func isGateway(_ node: Node, _ selector: LabelSelector) -> Bool {
         node.overlayV4 != nil && selector.matches(node.labels)
+    }
+
+    /// The lowest kept address of a node inside this IPv4 network.
+    func firstKeptAddress(in network: IPNetwork) -> IPAddress? {
+        var (low, high) = (0, keptAddresses.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if keptAddresses[middle] < network.address.v4Value { low = middle + 1 } else { high = middle }
+        }
+        guard low < keptAddresses.count, keptAddresses[low] <= network.lastV4 else { return nil }
+        return IPAddress(v4: keptAddresses[low])
     }
 
     /// Names of the nodes that a policy's gateway selector matches and that have an overlay address, in order.

@@ -31,6 +31,12 @@ public struct AttachmentPlan: Equatable, Sendable {
     public var podRoutes: [PodRoute] = []
     /// Why an ADD of it must fail; empty when it may go on.
     public var refusal = ""
+    /// What it gets, for the record on disk.
+    public var assigned: [AssignedPolicy] = []
+    /// Why it is held, or goes on with what a policy said before, one reason each; empty for a pod like any other.
+    public var holds: [String] { assigned.map(\.reason).filter { !$0.isEmpty } }
+    /// Something that it may send to is unreachable because a policy cannot be carried out.
+    public var isHeld: Bool { assigned.contains(where: \.isHeld) }
     /// IPv6 addresses, which no policy of this release covers.
     public var uncovered: [IPAddress] = []
 
@@ -49,7 +55,10 @@ public struct AttachmentPlan: Equatable, Sendable {
 public struct PolicyPlan: Equatable, Sendable {
     public let name: String
     public let source: EgressPolicy.Source
+    /// The gateway that is active; nil: there is none.
     public let gateway: String?
+    /// Nodes that may be its gateway, in order of preference.
+    public let candidates: [String]
     /// This node is the gateway.
     public let isLocalGateway: Bool
     public let egressAddress: IPAddress?
@@ -60,9 +69,6 @@ public struct PolicyPlan: Equatable, Sendable {
 }
 
 public enum Planner {
-    /// Destinations that always keep their normal path, whatever the cluster looks like.
-    static let alwaysKept = ["169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"].compactMap { IPNetwork($0) }
-
     /// Of a node: its default egress address, which its helper publishes.
     public static let egressAddressAnnotation = "culvert.dev/egress-address"
 
@@ -74,344 +80,156 @@ public enum Planner {
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
         gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs()
     ) -> Plan {
-        var index = NodeIndex()
+        var memory = PlannerMemory()
         return plan(
             configuration: configuration, localFacts: facts, inventory: inventory, attachments: attachments,
-            gatewayHealth: gatewayHealth, previousIDs: previousIDs, index: &index)
+            gatewayHealth: gatewayHealth, previousIDs: previousIDs, memory: &memory)
     }
 
-    /// The same plan, sooner where few nodes have changed since the index was last used.
+    /// The same plan, sooner where little has changed since the memory was last used.
     public static func plan(
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
         gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs(),
-        index: inout NodeIndex
+        memory: inout PlannerMemory
     ) -> Plan {
-        var plan = Plan()
         var inventory = inventory
         inventory.nodes = MeshPlan.withOwnFacts(inventory, facts: facts)
-        index.update(inventory, nodeName: facts.nodeName, overlay: configuration.overlay)
+        memory.nodes.update(
+            inventory, nodeName: facts.nodeName, overlay: configuration.overlay, nodeCIDRs: configuration.nodeCIDRs)
         let node = inventory.nodes[facts.nodeName]
+        let attachments = attachments.sorted { $0.id < $1.id }
+
+        // Who gets what, and where it goes at the moment.
+        let catalogue = memory.policyCatalogue(
+            configuration: configuration, nodeName: facts.nodeName, inventory: inventory)
         let assignment = PolicyAssignment(
-            configuration: configuration, nodeName: facts.nodeName, inventory: inventory, health: gatewayHealth,
-            index: &index)
-        plan.warnings = warnings(
-            facts: facts, inventory: inventory, node: node, honorsCiliumPolicies: configuration.honorCiliumPolicies)
+            catalogue: catalogue, inventory: inventory, nodeName: facts.nodeName, attachments: attachments,
+            memory: &memory)
+        let used = usedPolicies(attachments, assignment)
+        let ends = TunnelEnds(configuration: configuration, facts: facts, inventory: inventory)
+        let activation = GatewayActivation(
+            used + catalogue.entries.map(\.assigned), health: gatewayHealth, canReach: { ends.address(of: $0) != nil })
 
-        let choices = attachments.sorted { $0.id < $1.id }.map { ($0, assignment.policies(for: $0)) }
-        let ownOuter = node.flatMap { MeshPlan.outerAddress($0, overlay: configuration.overlay) }
-        guard let local = (configuration.overlay == .cilium ? facts.overlayAddress : nil) ?? ownOuter else {
-            plan.ids = previousIDs
-            plan.attachments = choices.map { attachment, choice in
-                var entry = AttachmentPlan(attachment: attachment)
-                switch choice {
-                case .refused(let why): entry.refusal = why
-                case .policies(let policies) where !policies.isEmpty:
-                    entry.refusal = "this node's overlay address (cilium_host) is not known"
-                default: break
-                }
-                return entry
-            }
-            return plan
-        }
+        // What this node does as a gateway, and in the mesh.
+        let service = GatewayService(catalogue: catalogue, facts: facts, node: node)
+        var plan = Plan()
+        let mesh = meshPlan(
+            configuration: configuration, facts: facts, inventory: inventory, warnings: &plan.warnings)
 
-        // Tunnels.
-        let encryption = inventory.cilium?.encryptionOverhead ?? 0
-        let overlayMTU =
-            configuration.overlay == .none
-            ? facts.underlayMTU : facts.underlayMTU - TunnelLinks.Overhead.overlay - encryption
-        func overlay(of gateway: String) -> IPAddress? {
-            gateway == facts.nodeName
-                ? local
-                : inventory.nodes[gateway].flatMap { MeshPlan.outerAddress($0, overlay: configuration.overlay) }
+        // Tunnels, next hops, tables.
+        let tunnels = ends.local.map { local in
+            TunnelLinks(
+                tunnelProtocol: configuration.tunnelProtocol, local: local,
+                overlayMTU: ends.overlayMTU,
+                senders: senders(used, catalogue: catalogue, ends: ends, mesh: mesh),
+                served: Set(service.served.map(\.identity)), previous: previousIDs)
         }
-        var mesh: MeshPlan?
-        if configuration.mesh.enabled {
-            let topology = MeshTopology(
-                configuration: configuration.mesh,
-                nodes: MeshPlan.partakers(inventory.nodes, facts: facts), peers: inventory.peers)
-            mesh = MeshPlan(configuration: configuration, facts: facts, inventory: inventory, topology: topology)
-            plan.warnings += topology.problems.map { "mesh: \($0)" } + (mesh?.warnings ?? []).map { "mesh: \($0)" }
-            if mesh == nil {
-                plan.warnings.append("mesh: no gateway is known for \(facts.nodeName), so it is in no mesh")
-            }
-        }
-        var senders: [(gateway: IPAddress, identity: EgressIdentity)] = []
-        var serving: [EgressPolicy.Egress: GatewayEgress.Result] = [:]
-        for assigned in assignment.active {
-            guard let gateway = assigned.gateway, let address = overlay(of: gateway) else { continue }
-            if assigned.policy.couldSelectPods(on: facts.nodeName, inventory: inventory),
-                !senders.contains(where: { $0 == (address, assigned.identity) })
-            {
-                senders.append((address, assigned.identity))
-            }
-            if gateway == facts.nodeName {
-                serving[assigned.policy.egress] = GatewayEgress.resolve(
-                    assigned.policy.egress, facts: facts, node: node)
-            }
-        }
-        for gateway in mesh?.senders ?? [] where !senders.contains(where: { $0 == (gateway, .defaultAddress) }) {
-            senders.append((gateway, .defaultAddress))
-        }
-        let served = serving.values.compactMap { if case .serves(let egress) = $0 { egress } else { nil } }
-            .sorted { $0.identity < $1.identity }
-        let tunnels = TunnelLinks(
-            tunnelProtocol: configuration.tunnelProtocol, local: local, overlayMTU: overlayMTU, senders: senders,
-            served: Set(served.map(\.identity)), previous: previousIDs.tunnels)
-        plan.ids.tunnels = tunnels.numbers
-        plan.host.links = tunnels.links
-        plan.host.neighbours = tunnels.neighbours
-        if configuration.tunnelProtocol == .fou {
-            plan.host.fouPorts = [
-                FOUPort(port: Ownership.fouIPIPPort, ipProtocol: 4, local: local),
-                FOUPort(port: Ownership.fouGREPort, ipProtocol: 47, local: local),
-            ]
-        }
-
-        // Next hops: one per policy and gateway.
-        let withGateway = assignment.active.filter {
-            $0.gateway != nil && $0.policy.couldSelectPods(on: facts.nodeName, inventory: inventory)
-        }
-        // A reply that comes in for a pod is checked for its reverse path with the pod's own rule, so with a strict
-        // filter on the uplink the route of a pod whose gateway is this node must name the uplink too.
-        let strict =
-            max(facts.reversePathFilterAll ?? 0, facts.interface(facts.underlayDevice)?.reversePathFilter ?? 0) == 1
-        func namesUplink(_ assigned: PolicyAssignment.Assigned) -> Bool { strict && assigned.gateway == facts.nodeName }
-        /// What the routes of a policy name.
-        func routedKey(_ assigned: PolicyAssignment.Assigned) -> String {
-            assigned.key + (namesUplink(assigned) ? "#pair" : "")
-        }
-        let uplinkKey = "uplink/\(facts.underlayDevice)"
-        plan.ids.nextHops = AssignedIDs.assign(
-            Set(withGateway.flatMap { namesUplink($0) ? [$0.key, routedKey($0), uplinkKey] : [$0.key] }),
-            previous: previousIDs.nextHops, first: Ownership.firstNextHop)
-        for assigned in withGateway {
-            guard let id = plan.ids.nextHops[assigned.key], let gateway = assigned.gateway.flatMap(overlay(of:)),
-                let target = tunnels.nextHop(gateway: gateway, identity: assigned.identity)
-            else { continue }
-            plan.host.nextHops.append(NextHop(id: id, target: target))
-            if namesUplink(assigned), let uplink = plan.ids.nextHops[uplinkKey],
-                let pair = plan.ids.nextHops[routedKey(assigned)]
-            {
-                plan.host.nextHops.append(NextHop(id: pair, target: .pair(used: id, named: uplink)))
-            }
-        }
-        if let uplink = plan.ids.nextHops[uplinkKey] {
-            // Should the tunnel vanish, this address answers nobody: nothing leaks by the uplink.
-            plan.host.nextHops.append(
-                NextHop(id: uplink, target: .via(TunnelLinks.nobody, device: facts.underlayDevice)))
-        }
-        plan.host.nextHops.sort { $0.id < $1.id }
-
-        // Tables: one per set of policies that some pod has; plus one per other egress interface.
-        var setsByKey: [String: [PolicyAssignment.Assigned]] = [:]
-        var keyByAttachment: [String: String] = [:]
-        for (attachment, choice) in choices {
-            guard case .policies(let policies) = choice, !policies.isEmpty, !attachment.addressesV4.isEmpty else {
-                continue
-            }
-            let key = policies.map(\.key).joined(separator: "|")
-            setsByKey[key] = policies
-            keyByAttachment[attachment.id] = key
-        }
-        let otherInterfaces = Dictionary(
-            served.compactMap { egress in egress.viaInterface.map { ("egress/\($0.name)", $0) } },
-            uniquingKeysWith: { first, _ in first })
-        plan.ids.tables = AssignedIDs.assign(
-            Set(setsByKey.keys).union(otherInterfaces.keys), previous: previousIDs.tables, first: Ownership.firstTable)
-
+        let strictUplink = facts.hasStrictUplink ? facts.underlayDevice : nil
+        let hops = NextHops(
+            used, activation: activation, tunnels: tunnels, nodeName: facts.nodeName, overlay: ends.address,
+            uplink: strictUplink, previous: previousIDs)
+        let keptInputs = PlannerMemory.KeptInputs(
+            configuration: configuration, cilium: inventory.cilium, local: ends.local,
+            others: used.isEmpty ? [] : mesh?.keptNetworks ?? [], generation: memory.nodes.generation)
         let kept =
-            setsByKey.isEmpty
-            ? []
-            : keptNetworks(configuration: configuration, inventory: inventory, local: local, index: index)
-                + (mesh?.keptNetworks ?? [])
-        var podSets: [GatewayFirewall.PodSet] = []
-        var verdictsByKey: [String: [(prefix: IPNetwork, verdict: EgressPolicyRoutes.Verdict)]] = [:]
-        let tables = setsByKey.compactMap { key, policies in plan.ids.tables[key].map { (table: $0, key, policies) } }
-        for (table, key, policies) in tables.sorted(by: { $0.table < $1.table }) {
-            let verdicts = EgressPolicyRoutes.verdicts(
-                policies: policies.map(\.policy), kept: kept, family: .v4)
-            verdictsByKey[key] = verdicts
-            for (prefix, verdict) in verdicts {
-                switch verdict {
-                case .thrown: plan.host.routes.append(Route(table: table, destination: prefix, kind: .throwOn))
-                case .claimed(let index):
-                    if let id = plan.ids.nextHops[routedKey(policies[index])] {
-                        plan.host.routes.append(Route(table: table, destination: prefix, kind: .nextHop(id)))
-                    }
-                    plan.host.routes.append(
-                        Route(
-                            table: table, destination: prefix, kind: .unreachable, metric: Ownership.backstopMetric))
-                }
-            }
-            let pods = Set(
-                choices.filter { keyByAttachment[$0.0.id] == key }.flatMap { $0.0.addressesV4 })
-            podSets.append(
-                GatewayFirewall.PodSet(
-                    table: table, pods: pods, destinations: EgressPolicyRoutes.claimedRanges(verdicts)))
-            for pod in pods {
-                plan.host.rules.append(
-                    Rule(priority: Ownership.podRulePriority, source: IPNetwork(host: pod), table: table))
-            }
+            used.isEmpty ? KeptNetworks(v4: []) : memory.keptNetworks(keptInputs, inventory: inventory)
+        let tableNumbers = AssignedIDs.assign(
+            Set(attachments.compactMap { assignment.choices[$0.id]?.policies }.filter { !$0.isEmpty }.map(PolicyTables.key))
+                .union(service.otherInterfaces.keys),
+            previous: previousIDs.tables, first: Ownership.firstTable, retired: previousIDs.retired.tables)
+        let tables = PolicyTables(
+            attachments: attachments, assignment: assignment, numbers: tableNumbers, kept: kept,
+            keptInputs: keptInputs, memory: &memory)
+
+        plan.ids.tunnels = tunnels?.numbers ?? previousIDs.tunnels
+        plan.ids.nextHops = hops.numbers
+        plan.ids.tables = tableNumbers
+        plan.ids = plan.ids.retiring(previousIDs)
+
+        // The state of this node's kernel.
+        plan.host.links = tunnels?.links ?? []
+        plan.host.neighbours = tunnels?.neighbours ?? []
+        plan.host.fouPorts = tunnels?.fouPorts ?? []
+        plan.host.nextHops = hops.hops
+        plan.host.routes = tables.routes(hops) + service.routes(tableNumbers)
+        plan.host.rules = tables.rules
+        if let tunnels {
+            plan.host.rules += TunnelGuard.rules(tunnels) { service.table(of: $0, tableNumbers) }
+            plan.host.routes += TunnelGuard.routes(
+                node: node, pods: attachments.flatMap(\.addressesV4), mesh: mesh?.reachedNetworks ?? [])
         }
-        for (key, interface) in otherInterfaces {
-            if let table = plan.ids.tables[key] {
-                plan.host.routes += GatewayEgress.routes(table: table, interface: interface)
-            }
+        if let tunnels, let mesh {
+            mesh.add(to: &plan.host, tunnels: tunnels)
+            plan.meshMTU = mesh.pathMTU(tunnels)
         }
-        mesh?.add(to: &plan.host, tunnels: tunnels)
-        plan.meshMTU = mesh?.pathMTU(tunnels) ?? []
         plan.host.neighbours = Array(Set(plan.host.neighbours)).sorted { ($0.device, $0.peer) < ($1.device, $1.peer) }
         plan.host.routes = Route.inOrder(plan.host.routes)
+        plan.host.rules.sort(by: Rule.isBefore)
+        plan.host.firewall = FirewallPlan.table(
+            tunnels: tunnels, node: node, index: memory.nodes, serving: service.served, tables: tables,
+            overlay: configuration.overlay, mesh: mesh)
 
-        // What comes out of a tunnel is routed by the main table, or by that of its egress interface.
-        let tableByIdentity = Dictionary(
-            served.compactMap { egress in
-                egress.viaInterface.flatMap { plan.ids.tables["egress/\($0.name)"] }.map { (egress.identity, $0) }
-            }, uniquingKeysWith: { first, _ in first })
-        for tunnel in tunnels.tunnels.values {
-            plan.host.rules.append(
-                Rule(
-                    priority: Ownership.tunnelRulePriority, incoming: tunnel.link.name,
-                    table: tableByIdentity[tunnel.identity] ?? Rule.mainTable))
-        }
-        plan.host.rules.sort {
-            ($0.priority, $0.incoming ?? "", $0.source?.address.low ?? 0)
-                < ($1.priority, $1.incoming ?? "", $1.source?.address.low ?? 0)
-        }
-
-        plan.host.firewall = GatewayFirewall.table(
-            tunnels: tunnels, node: node, index: index, serving: served,
-            podSets: podSets.sorted { $0.table < $1.table }, overlay: configuration.overlay, mesh: mesh)
-
-        // What each attachment and each policy got.
-        func egressAddress(_ assigned: PolicyAssignment.Assigned) -> IPAddress? {
-            switch assigned.policy.egress {
-            case .address(let address): return address
-            case .untranslated: return nil
-            default:
-                if case .serves(let egress)? = serving[assigned.policy.egress], assigned.gateway == facts.nodeName {
-                    return egress.address
-                }
-                return assigned.policy.egress == .defaultAddress
-                    ? assigned.gateway.flatMap { inventory.nodes[$0]?.annotations[egressAddressAnnotation] }
-                        .flatMap { IPAddress($0) }
-                    : nil
-            }
-        }
-        let meshRoutes = choices.isEmpty ? [] : mesh?.podRoutes(tunnels: tunnels) ?? []
-        for (attachment, choice) in choices {
-            var entry = AttachmentPlan(attachment: attachment)
-            entry.podRoutes = attachment.addressesV4.isEmpty ? [] : meshRoutes
-            entry.uncovered = attachment.addresses.filter { $0.family == .v6 }.map(\.address)
-            switch choice {
-            case .refused(let why): entry.refusal = why
-            case .policies(let policies):
-                if policies.isEmpty { entry.uncovered = [] }
-                entry.policies = policies.map {
-                    AttachmentPlan.Policy(name: $0.policy.name, gateway: $0.gateway, egressAddress: egressAddress($0))
-                }
-                if let key = keyByAttachment[attachment.id] {
-                    entry.table = plan.ids.tables[key]
-                    let mtus = policies.map { assigned in
-                        assigned.gateway.flatMap(overlay(of:))
-                            .flatMap { tunnels.tunnel(gateway: $0, identity: assigned.identity)?.podMTU }
-                    }
-                    entry.mtu = mtus.compactMap { $0 }.min()
-                    for (prefix, verdict) in verdictsByKey[key] ?? [] {
-                        if case .claimed(let index) = verdict, let mtu = mtus[index] {
-                            entry.podRoutes.append(.init(destination: prefix, mtu: mtu))
-                        }
-                    }
-                }
-            }
-            plan.attachments.append(entry)
-        }
-        for assigned in assignment.active {
-            let count = plan.attachments.count { $0.policies.contains { $0.name == assigned.policy.name } }
-            var problem =
-                assigned.gateway == nil ? "no node with an overlay address matches egressGateway.nodeSelector" : ""
-            if assigned.gateway == facts.nodeName, case .refuses(let why)? = serving[assigned.policy.egress] {
-                problem = why
-                plan.warnings.append("policy \(assigned.policy.name): \(why); its packets are dropped here")
-            }
-            if problem.isEmpty, assigned.policy.source == .cilium, inventory.cilium?.hasEgressGateway == true {
-                problem = "Cilium's own egress gateway is on and acts on this policy too"
-            }
-            plan.policies.append(
-                PolicyPlan(
-                    name: assigned.policy.name, source: assigned.policy.source, gateway: assigned.gateway,
-                    isLocalGateway: assigned.gateway == facts.nodeName, egressAddress: egressAddress(assigned),
-                    destinations: assigned.policy.destinations, attachments: count, problem: problem))
-        }
-        for (policy, reason) in assignment.refused {
-            plan.policies.append(
-                PolicyPlan(
-                    name: policy.name, source: policy.source, gateway: nil, isLocalGateway: false, egressAddress: nil,
-                    destinations: policy.destinations, attachments: 0, problem: "refused: \(reason)"))
-        }
-        plan.policies.sort { ($0.name, $0.source.rawValue) < ($1.name, $1.source.rawValue) }
-        for entry in plan.attachments where !entry.uncovered.isEmpty {
-            let list = entry.uncovered.map(\.description).joined(separator: ", ")
-            plan.warnings.append(
-                "\(entry.attachment.displayName): no policy covers its IPv6 (\(list)), which keeps its normal path")
-        }
+        // What people are told.
+        let outcome = PlanOutcome(
+            facts: facts, inventory: inventory, catalogue: catalogue, activation: activation, service: service)
+        plan.attachments = outcome.attachments(
+            attachments, assignment: assignment, tables: tables,
+            meshRoutes: tunnels.flatMap { tunnels in mesh?.podRoutes(tunnels: tunnels) } ?? [],
+            knowsItself: ends.local != nil
+        ) { PodRoutes.mtu(of: $0, tunnels: tunnels, overlay: ends.address) }
+        plan.policies = outcome.policies(plan.attachments)
+        plan.warnings =
+            PlanWarnings.ofNode(
+                facts: facts, inventory: inventory, node: node, honorsCiliumPolicies: configuration.honorCiliumPolicies)
+            + plan.warnings + outcome.warnings(plan.attachments)
+            + PlanWarnings.ofDestinations(
+                catalogue: catalogue, index: memory.nodes, hasNodeCIDRs: !configuration.nodeCIDRs.isEmpty)
         return plan
     }
 
-    /// Pod CIDRs, every address of every node, services, the API server, and what the configuration adds.
-    private static func keptNetworks(
-        configuration: Configuration, inventory: Inventory, local: IPAddress, index: NodeIndex
-    ) -> [IPNetwork] {
-        var kept = alwaysKept + configuration.serviceCIDRs + configuration.excludedCIDRs
-        kept.append(IPNetwork(host: local))
-        kept += index.networks.lazy.map(NodeIndex.network)
-        for key in ["ipv4-service-range", "ipv6-service-range", "k8s-service-cidr"] {
-            if let network = inventory.cilium?.data[key].flatMap({ IPNetwork($0) }) { kept.append(network) }
+    /// The policies of the pods here, each slot once, in order of the pods.
+    private static func usedPolicies(_ attachments: [Attachment], _ assignment: PolicyAssignment) -> [AssignedPolicy] {
+        var seen: Set<String> = []
+        var used: [AssignedPolicy] = []
+        for attachment in attachments {
+            for policy in assignment.choices[attachment.id]?.policies ?? [] where seen.insert(policy.slot).inserted {
+                used.append(policy)
+            }
         }
-        for server in (inventory.cilium?.data["k8s-api-server"] ?? "").split(whereSeparator: { " ,".contains($0) }) {
-            var host = server
-            if let slash = host.lastIndex(of: "/") { host = host[host.index(after: slash)...] }
-            if let colon = host.lastIndex(of: ":") { host = host[..<colon] }
-            if let address = IPAddress(String(host)) { kept.append(IPNetwork(host: address)) }
-        }
-        return kept
+        return used
     }
 
-    private static func warnings(
-        facts: LocalFacts, inventory: Inventory, node: Node?, honorsCiliumPolicies: Bool
-    ) -> [String] {
-        var warnings: [String] = []
-        if node == nil { warnings.append("node \(facts.nodeName) is not in the inventory") }
-        if facts.overlayAddress == nil && node?.overlayV4 == nil {
-            warnings.append("no overlay address: there is no cilium_host with an address, and the inventory names none")
+    /// Tunnels exist to every gateway that a pod here uses or could come to use, before it has to.
+    private static func senders(
+        _ used: [AssignedPolicy], catalogue: PolicyCatalogue, ends: TunnelEnds, mesh: MeshPlan?
+    ) -> [TunnelLinks.Sender] {
+        var seen: Set<TunnelLinks.Sender> = []
+        var senders: [TunnelLinks.Sender] = []
+        func add(_ sender: TunnelLinks.Sender) { if seen.insert(sender).inserted { senders.append(sender) } }
+        func add(_ policy: AssignedPolicy) {
+            if policy.gateways.isEmpty { return }
+            let identity = EgressIdentity(policy.egress)
+            for gateway in policy.gateways {
+                if let address = ends.address(of: gateway) { add(.init(gateway: address, identity: identity)) }
+            }
         }
-        if let seen = facts.overlayAddress, let told = node?.overlayV4, seen != told {
-            warnings.append("cilium_host has \(seen), but the inventory says \(told): peers drop this node's packets")
-        }
-        if facts.reversePathFilterAll == 1 {
-            warnings.append(
-                "net.ipv4.conf.all.rp_filter is 1: replies to pods with a policy, which come in by Cilium, are lost on "
-                    + "this node; Cilium needs 0 (sysctl -w net.ipv4.conf.all.rp_filter=0)")
-        }
-        if facts.isLive && inventory.cilium == nil {
-            warnings.append("the inventory has no ConfigMap cilium-config: this node's kind of routing is unverified")
-        }
-        if inventory.cilium?.hasEgressGateway == true {
-            warnings.append(
-                honorsCiliumPolicies
-                    ? "Cilium's own egress gateway is on: both it and Culvert act on CiliumEgressGatewayPolicy objects, and "
-                        + "Cilium's eBPF programs come first; switch one off (egressGateway.enabled=false in Cilium, or "
-                        + "egress.honorCiliumPolicies: false here)"
-                    : "Cilium's own egress gateway is on: of a pod that a CiliumEgressGatewayPolicy selects too, Cilium takes "
-                        + "the packets to that policy's destinations before any route is looked up")
-        }
-        if let skipped = inventory.cilium?.skipsRouteLookup {
-            warnings.append(
-                skipped.certain
-                    ? "policies for pods of this node are refused: \(skipped.reason)"
-                    : "routing is unverified: \(skipped.reason)")
-        }
-        return warnings
+        for entry in catalogue.entries where entry.couldSelectHere && entry.refusal.isEmpty { add(entry.assigned) }
+        for policy in used { add(policy) }
+        for gateway in mesh?.senders ?? [] { add(.init(gateway: gateway, identity: .defaultAddress)) }
+        return senders
+    }
+
+    private static func meshPlan(
+        configuration: Configuration, facts: LocalFacts, inventory: Inventory, warnings: inout [String]
+    ) -> MeshPlan? {
+        guard configuration.mesh.enabled else { return nil }
+        let topology = MeshTopology(
+            configuration: configuration.mesh,
+            nodes: MeshPlan.partakers(inventory.nodes, facts: facts), peers: inventory.peers)
+        let mesh = MeshPlan(configuration: configuration, facts: facts, inventory: inventory, topology: topology)
+        warnings += topology.problems.map { "mesh: \($0)" } + (mesh?.warnings ?? []).map { "mesh: \($0)" }
+        if mesh == nil { warnings.append("mesh: no gateway is known for \(facts.nodeName), so it is in no mesh") }
+        return mesh
     }
 }
 

@@ -178,11 +178,14 @@ public enum PlanJSON {
 
     /// `ip -j rule show`
     static func rule(_ rule: Rule) -> JSON {
-        .make(
+        func hexadecimal(_ number: UInt32) -> JSON { .string(number == 0 ? "0" : "0x" + String(number, radix: 16)) }
+        return .make(
             ("priority", .integer(Int64(rule.priority))),
             ("src", .string(rule.source.map { "\($0.address)" } ?? "all")),
             ("srclen", rule.source.flatMap { $0.isHost ? nil : .integer(Int64($0.prefixLength)) }),
-            ("iif", rule.incoming.map { .string($0) }), ("table", .string(tableName(rule.table))),
+            ("fwmark", rule.mark.map { hexadecimal($0.value) }), ("fwmask", rule.mark.map { hexadecimal($0.mask) }),
+            ("iif", rule.incoming.map { .string($0) }), ("table", rule.table.map { .string(tableName($0)) }),
+            ("action", rule.action == .unreachable ? .string("unreachable") : nil),
             ("protocol", .string("\(Ownership.routeProtocol)")))
     }
 
@@ -212,13 +215,16 @@ public enum PlanJSON {
             ("table", entry.table.map { .integer(Int64($0)) } ?? .null),
             ("mtu", entry.mtu.map { .integer(Int64($0)) } ?? .null), ("adopted", .bool(attachment.adopted)),
             ("refused", entry.refusal.isEmpty ? nil : .string(entry.refusal)),
+            ("held", entry.isHeld ? .bool(true) : nil),
+            ("holds", entry.holds.isEmpty ? nil : .array(entry.holds.map { .string($0) })),
             ("uncovered", entry.uncovered.isEmpty ? nil : .array(entry.uncovered.map { .string("\($0)") })))
     }
 
     public static func policy(_ policy: PolicyPlan) -> JSON {
         .make(
             ("name", .string(policy.name)), ("kind", .string(policy.source.rawValue)),
-            ("gateway", policy.gateway.map { .string($0) } ?? .null), ("isLocalGateway", .bool(policy.isLocalGateway)),
+            ("gateway", policy.gateway.map { .string($0) } ?? .null),
+            ("candidates", .array(policy.candidates.map { .string($0) })), ("isLocalGateway", .bool(policy.isLocalGateway)),
             ("egressAddress", policy.egressAddress.map { .string("\($0)") } ?? .null),
             ("destinationCIDRs", .array(policy.destinations.map { .string("\($0)") })),
             ("attachments", .integer(Int64(policy.attachments))), ("problem", .string(policy.problem)))

@@ -1,140 +1,137 @@
 import Model
 
-/// Which policies are in force, which gateway each has, and which of them a pod gets.
-struct PolicyAssignment {
-    /// A policy with its gateway of the moment.
-    struct Assigned: Equatable {
-        let policy: EgressPolicy
-        let identity: EgressIdentity
-        /// Name of the gateway node; nil: none matches.
-        let gateway: String?
-        /// Next-hop objects stand for this.
-        var key: String { "\(policy.source.rawValue)/\(policy.name)>\(gateway ?? "")" }
-    }
-
-    /// Policies that are not refused, by `sortKey`.
-    let active: [Assigned]
-    /// Policies that are refused, with the reason.
-    let refused: [(policy: EgressPolicy, reason: String)]
-    private let inventory: Inventory
-    private let nodeName: String
-
-    init(
-        configuration: Configuration, nodeName: String, inventory: Inventory, health: GatewayHealth,
-        index: inout NodeIndex
-    ) {
-        self.inventory = inventory
-        self.nodeName = nodeName
-        var active: [Assigned] = []
-        var refused: [(EgressPolicy, String)] = []
-        var egressByKey: [UInt32: (EgressPolicy.Egress, String)] = [0: (.defaultAddress, "")]
-        let skipped = inventory.cilium?.skipsRouteLookup.flatMap { $0.certain ? $0.reason : nil }
-        let honored = inventory.policies.filter { $0.source == .culvert || configuration.honorCiliumPolicies }
-        for policy in honored.sorted(by: { $0.sortKey < $1.sortKey }) {
-            if !policy.refusal.isEmpty {
-                refused.append((policy, policy.refusal))
-                continue
-            }
-            let identity = EgressIdentity(policy.egress)
-            let wireKey = configuration.tunnelProtocol == .vxlan ? identity.vni : identity.key
-            if let (egress, name) = egressByKey[wireKey], egress != policy.egress {
-                let other = name.isEmpty ? "the default egress identity" : "that of policy \(name)"
-                refused.append((policy, "its egress key collides with \(other); choose another egressIP or interface"))
-                continue
-            }
-            egressByKey[wireKey] = (policy.egress, policy.name)
-            // The first by name that is up.
-            let gateway = index.gateways(policy.gatewaySelector).first { !health.down.contains($0) }
-            // Only pods are out of reach of the routing rules; as a gateway such a node does its work.
-            if let skipped, gateway != nodeName {
-                refused.append((policy, skipped))
-                continue
-            }
-            active.append(Assigned(policy: policy, identity: identity, gateway: gateway))
+/// Which policies each pod gets. Stable: it changes with policies, pods and the set of gateways, never with their health.
+public struct PolicyAssignment: Equatable, Sendable {
+    /// What one pod gets.
+    public struct Choice: Equatable, Sendable {
+        /// What a live pod has, by `sortKey` of the policies. A pod that cannot be judged keeps what it had; where there is
+        /// nothing to keep, what may be claimed is held.
+        public var policies: [AssignedPolicy] = []
+        /// Why an ADD of this pod must fail; empty when it may go on. A live pod cannot be refused.
+        public var refusal = ""
+        public init(_ policies: [AssignedPolicy] = [], refusal: String = "") {
+            self.policies = policies
+            self.refusal = refusal
         }
-        self.active = active
-        self.refused = refused
     }
 
-    enum Choice: Equatable {
-        case policies([Assigned])
-        /// The pod must not start: the reason.
-        case refused(String)
-    }
+    /// By attachment ID.
+    public private(set) var choices: [String: Choice] = [:]
 
     static let annotation = Planner.policyAnnotation
 
-    /// Strongest first: the annotation, selectors, `defaultPolicy` (design.md, "Per-pod choices").
-    func policies(for attachment: Attachment) -> Choice {
-        let choice = chosenPolicies(for: attachment)
-        if let skipped = inventory.cilium?.skipsRouteLookup, skipped.certain, case .policies(let chosen) = choice,
-            let first = chosen.first
-        {
-            return .refused("policy \(first.policy.name) is refused: \(skipped.reason)")
-        }
-        return choice
-    }
-
-    private func chosenPolicies(for attachment: Attachment) -> Choice {
-        let pod = inventory.pods.first {
-            $0.namespace == attachment.podNamespace && $0.name == attachment.podName
-                && (attachment.podUID.isEmpty || $0.hasUID(attachment.podUID))
-        }
-        let wanted =
-            pod?.annotations[PolicyAssignment.annotation] ?? attachment.annotations[PolicyAssignment.annotation]
-        if let wanted {
-            return wanted == "none" ? .policies([]) : named(wanted, by: "the annotation \(PolicyAssignment.annotation)")
-        }
-        let labels = podLabels(attachment, pod: pod)
-        let namespaceLabels = namespaceLabels(attachment.podNamespace)
-        let nodeLabels = inventory.nodes[nodeName]?.labels ?? [:]
-        func selects(_ policy: EgressPolicy) -> Bool {
-            policy.selectors.contains { selector in
-                (selector.pod?.matches(labels) ?? true) && (selector.namespace?.matches(namespaceLabels) ?? true)
-                    && (selector.node?.matches(nodeLabels) ?? true)
+    init(
+        catalogue: PolicyCatalogue, inventory: Inventory, nodeName: String, attachments: [Attachment],
+        memory: inout PlannerMemory
+    ) {
+        let judge = Judge(catalogue: catalogue, inventory: inventory, nodeName: nodeName)
+        let world = PlannerMemory.AssignmentWorld(
+            catalogueGeneration: memory.catalogueGeneration, namespaces: inventory.namespaces)
+        let isSameWorld = memory.assignmentWorld == world
+        memory.assignmentWorld = world
+        var pods: [String: [Pod]] = [:]
+        for pod in inventory.pods { pods["\(pod.namespace)/\(pod.name)", default: []].append(pod) }
+        var kept: [String: PlannerMemory.Judged] = [:]
+        kept.reserveCapacity(attachments.count)
+        choices.reserveCapacity(attachments.count)
+        for attachment in attachments {
+            let pod = pods["\(attachment.podNamespace)/\(attachment.podName)"]?.first {
+                attachment.podUID.isEmpty || $0.hasUID(attachment.podUID)
             }
+            let judged: PlannerMemory.Judged
+            if isSameWorld, let known = memory.judged[attachment.id], known.attachment == attachment, known.pod == pod {
+                judged = known
+            } else {
+                judged = .init(attachment: attachment, pod: pod, choice: judge.choice(for: attachment, pod: pod))
+            }
+            kept[attachment.id] = judged
+            choices[attachment.id] = judged.choice
         }
-        if let (policy, reason) = refused.first(where: { selects($0.policy) }) {
-            return .refused("policy \(policy.name) is refused: \(reason)")
-        }
-        let selected = active.filter { selects($0.policy) }
-        if selected.isEmpty && !attachment.defaultPolicy.isEmpty {
-            return named(attachment.defaultPolicy, by: "defaultPolicy")
-        }
-        return .policies(selected)
+        memory.judged = kept
     }
 
-    /// EgressPolicy before CiliumEgressGatewayPolicy: that is the order of `active`.
-    private func named(_ name: String, by origin: String) -> Choice {
-        let ours = active.first { $0.policy.name == name && $0.policy.source == .culvert }
-        if let ours { return .policies([ours]) }
-        if let (_, reason) = refused.first(where: { $0.policy.name == name && $0.policy.source == .culvert }) {
-            return .refused("policy \(name) is refused: \(reason)")
+    /// Judges one pod at a time.
+    private struct Judge {
+        let catalogue: PolicyCatalogue
+        let inventory: Inventory
+        let nodeLabels: [String: String]
+        let skipped: String?
+
+        init(catalogue: PolicyCatalogue, inventory: Inventory, nodeName: String) {
+            self.catalogue = catalogue
+            self.inventory = inventory
+            nodeLabels = inventory.nodes[nodeName]?.labels ?? [:]
+            skipped = inventory.cilium?.skipsRouteLookup.flatMap { $0.certain ? $0.reason : nil }
         }
-        if let ciliums = active.first(where: { $0.policy.name == name }) { return .policies([ciliums]) }
-        if let (_, reason) = refused.first(where: { $0.policy.name == name }) {
-            return .refused("policy \(name) is refused: \(reason)")
+
+        /// Strongest first: the annotation, selectors, `defaultPolicy` (design.md, "Per-pod choices").
+        func choice(for attachment: Attachment, pod: Pod?) -> Choice {
+            var choice = chosen(for: attachment, pod: pod)
+            if let skipped, choice.refusal.isEmpty, let first = choice.policies.first {
+                choice.refusal = "policy \(first.name) is refused: \(skipped)"
+                choice.policies = choice.policies.map { $0.with(.kept(choice.refusal)) }
+            }
+            return choice
         }
-        return .refused("\(origin) names the policy \"\(name)\", which does not exist")
-    }
 
-    /// The pod's labels, and those that Cilium derives and its users select by.
-    private func podLabels(_ attachment: Attachment, pod: Pod?) -> [String: String] {
-        DerivedLabels.pod(
-            pod?.labels ?? attachment.labels, namespace: attachment.podNamespace,
-            namespaceLabels: inventory.namespaces[attachment.podNamespace] ?? [:],
-            serviceAccount: pod?.serviceAccount ?? "")
-    }
+        private func chosen(for attachment: Attachment, pod: Pod?) -> Choice {
+            let wanted =
+                pod?.annotations[PolicyAssignment.annotation] ?? attachment.annotations[PolicyAssignment.annotation]
+            if let wanted {
+                return wanted == "none"
+                    ? Choice() : named(wanted, by: "the annotation \(PolicyAssignment.annotation)", attachment)
+            }
+            let labels = podLabels(attachment, pod: pod)
+            let namespaceLabels = DerivedLabels.namespace(
+                inventory.namespaces[attachment.podNamespace] ?? [:], name: attachment.podNamespace)
+            func selects(_ policy: EgressPolicy) -> Bool {
+                policy.selectors.contains { selector in
+                    (selector.pod?.matches(labels) ?? true) && (selector.namespace?.matches(namespaceLabels) ?? true)
+                        && (selector.node?.matches(nodeLabels) ?? true)
+                }
+            }
+            var choice = Choice()
+            for entry in catalogue.entries {
+                if entry.refusal.isEmpty {
+                    if selects(entry.policy) { choice.policies.append(entry.assigned) }
+                    continue
+                }
+                let before = had(entry.policy, attachment)
+                // Selectors that cannot be read select whom they had.
+                guard entry.policy.hasUnknownSelectors ? before != nil : selects(entry.policy) else { continue }
+                let reason = "policy \(entry.policy.name) is refused: \(entry.refusal)"
+                choice.policies.append(before?.with(.kept(reason)) ?? entry.assigned)
+                if choice.refusal.isEmpty { choice.refusal = reason }
+            }
+            if choice.policies.isEmpty && !attachment.defaultPolicy.isEmpty {
+                return named(attachment.defaultPolicy, by: "defaultPolicy", attachment)
+            }
+            return choice
+        }
 
-    private func namespaceLabels(_ name: String) -> [String: String] {
-        DerivedLabels.namespace(inventory.namespaces[name] ?? [:], name: name)
-    }
-}
+        private func named(_ name: String, by origin: String, _ attachment: Attachment) -> Choice {
+            guard let entry = catalogue.named(name) else {
+                let reason = "\(origin) names the policy \"\(name)\", which does not exist"
+                let before = attachment.assignment?.first { $0.name == name && !$0.isHeld }
+                return Choice(
+                    [before?.with(.kept(reason)) ?? PolicyCatalogue.unknown(name, reason)], refusal: reason)
+            }
+            guard !entry.refusal.isEmpty else { return Choice([entry.assigned]) }
+            let reason = "policy \(name) is refused: \(entry.refusal)"
+            return Choice([had(entry.policy, attachment)?.with(.kept(reason)) ?? entry.assigned], refusal: reason)
+        }
 
-extension EgressPolicy {
-    /// False when every selector is for other nodes.
-    func couldSelectPods(on nodeName: String, inventory: Inventory) -> Bool {
-        let labels = inventory.nodes[nodeName]?.labels ?? [:]
-        return selectors.isEmpty || selectors.contains { $0.node?.matches(labels) ?? true }
+        /// What the pod had of this policy.
+        private func had(_ policy: EgressPolicy, _ attachment: Attachment) -> AssignedPolicy? {
+            attachment.assignment?.first { $0.isOf(policy) && !$0.isHeld }
+        }
+
+        /// The pod's labels, and those that Cilium derives and its users select by.
+        private func podLabels(_ attachment: Attachment, pod: Pod?) -> [String: String] {
+            DerivedLabels.pod(
+                pod?.labels ?? attachment.labels, namespace: attachment.podNamespace,
+                namespaceLabels: inventory.namespaces[attachment.podNamespace] ?? [:],
+                serviceAccount: pod?.serviceAccount ?? "")
+        }
     }
 }

@@ -26,6 +26,13 @@ struct TunnelLinks {
         let podMTU: Int
     }
 
+    /// One end that this node sends to.
+    struct Sender: Hashable {
+        /// The gateway's end of the tunnel.
+        let gateway: IPAddress
+        let identity: EgressIdentity
+    }
+
     let tunnelProtocol: Configuration.TunnelProtocol
     let local: IPAddress
     private(set) var tunnels: [String: Tunnel] = [:]
@@ -40,35 +47,39 @@ struct TunnelLinks {
     static let nobody = IPAddress(v4: 0xA9FE_2F02)
 
     /// - Parameters:
-    ///   - senders: (gateway's overlay address, identity) pairs that pods of this node use.
+    ///   - senders: ends that pods of this node use or could come to use.
     ///   - served: identities that this node is a gateway for.
     init(
         tunnelProtocol: Configuration.TunnelProtocol, local: IPAddress, overlayMTU: Int,
-        senders: [(gateway: IPAddress, identity: EgressIdentity)], served: Set<EgressIdentity>,
-        previous: AssignedIDs.Numbers
+        senders: [Sender], served: Set<EgressIdentity>, previous: AssignedIDs
     ) {
         self.tunnelProtocol = tunnelProtocol
         self.local = local
         self.overlayMTU = overlayMTU
         var keys: Set<String> = []
-        for (gateway, identity) in senders {
-            keys.insert(TunnelLinks.senderKey(tunnelProtocol, local: local, gateway: gateway, identity: identity))
+        for sender in senders {
+            keys.insert(
+                TunnelLinks.senderKey(
+                    tunnelProtocol, local: local, gateway: sender.gateway, identity: sender.identity))
         }
         for identity in served { keys.insert(TunnelLinks.receiverKey(tunnelProtocol, identity)) }
         if tunnelProtocol == .vxlan {
-            for (gateway, identity) in senders where gateway == local {
-                keys.insert(TunnelLinks.receiverKey(tunnelProtocol, identity))
+            for sender in senders where sender.gateway == local {
+                keys.insert(TunnelLinks.receiverKey(tunnelProtocol, sender.identity))
             }
         }
         let mainKey = TunnelLinks.receiverKey(tunnelProtocol, .defaultAddress)
         keys.remove(mainKey)
-        numbers = AssignedIDs.assign(keys, previous: previous, first: 1)
+        numbers = AssignedIDs.assign(
+            keys, previous: previous.tunnels, first: 1, retired: previous.retired.tunnels
+        ).filter { $0.value <= Ownership.mostTunnels }
 
         add(mainKey, kind: receiver(.defaultAddress), identity: .defaultAddress)
         for identity in served.sorted() where identity != .defaultAddress {
             add(TunnelLinks.receiverKey(tunnelProtocol, identity), kind: receiver(identity), identity: identity)
         }
-        for (gateway, identity) in senders {
+        for end in senders {
+            let (gateway, identity) = (end.gateway, end.identity)
             let key = TunnelLinks.senderKey(tunnelProtocol, local: local, gateway: gateway, identity: identity)
             add(key, kind: sender(gateway, identity), identity: identity)
             if tunnelProtocol == .vxlan { addNeighbour(key, gateway: gateway, identity: identity) }
@@ -78,7 +89,9 @@ struct TunnelLinks {
 
     private mutating func add(_ key: String, kind: Link.Kind, identity: EgressIdentity) {
         guard tunnels[key] == nil else { return }
-        let name = numbers[key].map { "\(Ownership.linkPrefix)-\($0)" } ?? Ownership.mainTunnel
+        let isMain = key == TunnelLinks.receiverKey(tunnelProtocol, .defaultAddress)
+        // Where all names are given, the tunnel is not there, and what would go by it is unreachable.
+        guard let name = numbers[key].map(Ownership.tunnelName) ?? (isMain ? Ownership.mainTunnel : nil) else { return }
         let mtu = overlayMTU - TunnelLinks.overhead(kind)
         tunnels[key] = Tunnel(
             link: Link(name: name, kind: kind, mtu: mtu, address: local), identity: identity,
@@ -155,6 +168,15 @@ struct TunnelLinks {
     /// Every device that packets of `identity` may arrive on, by name.
     func devices(of identity: EgressIdentity) -> [String] {
         tunnels.values.filter { $0.identity == identity }.map(\.link.name).sorted()
+    }
+
+    /// UDP ports at which tunnels in FOU end.
+    var fouPorts: [FOUPort] {
+        guard tunnelProtocol == .fou else { return [] }
+        return [
+            FOUPort(port: Ownership.fouIPIPPort, ipProtocol: 4, local: local),
+            FOUPort(port: Ownership.fouGREPort, ipProtocol: 47, local: local),
+        ]
     }
 
     var links: [Link] { tunnels.values.map(\.link).sorted { $0.name < $1.name } }

@@ -4,18 +4,6 @@ import Model
 import Netlink
 import WireGuard
 
-/// The mesh's own device cannot be had: everything else can be, without it.
-public struct MeshDeviceFailure: Error, CustomStringConvertible {
-    public let description: String
-
-    static func naming<T>(_ link: Link, _ body: () throws -> T) throws -> T {
-        do { return try body() } catch {
-            if link.kind == .wireguard { throw MeshDeviceFailure(description: "\(error)") }
-            throw error
-        }
-    }
-}
-
 /// Makes the kernel equal to a `HostState`: dumps, compares, and sends only what differs.
 public final class Reconciler {
     private let route: NetlinkSocket
@@ -29,25 +17,10 @@ public final class Reconciler {
     private let privateKey: [UInt8]?
     /// What was wanted of WireGuard last: an endpoint that is news is set, one that is not may have moved.
     private var lastPeers: [WireGuardPeer]?
-    /// What the last successful run left, or nil when it is not known.
+    /// What the last run left, where all of it was done; nil: the kernel has to be looked at.
     private var applied: Observed?
-
-    /// What is there, in the terms of what is wanted.
-    struct Observed {
-        var host = HostState()
-        /// Links that are there, but down or with other settings.
-        var misconfigured: Set<String> = []
-        var indexes: [String: Int32] = [:]
-        var names: [Int32: String] = [:]
-        /// Addresses on our links.
-        var addresses: [String: [KernelAddress]] = [:]
-        /// WireGuard devices that a program in user space has made.
-        var userspaceDevices: Set<String> = []
-        var foreignNextHops: Set<UInt32> = []
-        var firewall: KernelFirewall?
-        /// The kernel was looked at; otherwise `host` is what was applied last.
-        var isDumped = false
-    }
+    /// False where the kernel has refused a link's IPv6 settings (`ipv6.disable=1`).
+    private var hasIPv6 = true
 
     /// - Parameters:
     ///   - privateKey: the node's WireGuard key, 32 bytes; nil: there is no mesh.
@@ -71,44 +44,95 @@ public final class Reconciler {
     /// Forgets what was applied: the next `apply` looks at the kernel first.
     public func invalidate() { applied = nil }
 
-    /// Makes the kernel equal to `wanted`.
+    /// Makes the kernel equal to `wanted`, as far as it lets us: what it refuses holds only what depends on it.
     ///
-    /// - Parameter full: look at the kernel first, rather than trust what was applied last.
-    /// - Returns: how many changes were made.
+    /// - Parameter looking: parts of the kernel to look at first, rather than trust what was applied last. All are looked at
+    ///   where the last run did not do all that it should.
+    /// - Throws: where the kernel cannot be looked at, and nothing is known.
     @discardableResult
-    public func apply(_ wanted: HostState, full: Bool = false) throws -> Int {
-        if !full, let applied {
-            do { return try makeEqual(applied, wanted) } catch {
-                // Somebody changed something under us: look at the kernel and try once more.
-                self.applied = nil
-            }
+    public func apply(_ wanted: HostState, looking: Set<KernelPart> = []) throws -> ApplyOutcome {
+        let observed: Observed
+        if let applied, looking.isEmpty {
+            observed = applied
+        } else if let applied {
+            observed = try look(at: looking.withDependents, since: applied, wanted)
+        } else {
+            observed = try look(at: .all, since: Observed(), wanted)
         }
-        return try makeEqual(try observe(wanted), wanted)
+        return makeEqual(observed, wanted)
     }
 
-    /// What would have to be changed, as the commands that it stands for. Changes nothing.
+    /// What would have to be changed, in the order in which it would be done, as commands. Changes nothing.
     public func differences(_ wanted: HostState) throws -> [String] {
-        var changes = Changes(observed: try observe(wanted), wanted: wanted)
-        changes.plan()
-        var operations = changes.operations
-        switch FirewallSocket.change(from: changes.observed.firewall, to: wanted.firewall) {
-        case .none: break
-        case .delete: operations.append("nft delete table inet culvert")
-        case .replace: operations.append("nft replace table inet culvert")
-        case .elements(let added, let removed):
-            for (set, elements) in added { operations.append("nft add \(elements.count) elements to \(set)") }
-            for (set, elements) in removed { operations.append("nft delete \(elements.count) elements of \(set)") }
+        let steps = Steps(from: try look(at: .all, since: Observed(), wanted), to: wanted)
+        return steps.list.flatMap(\.operations) + (try wireGuardChanges(wanted).operations)
+    }
+
+    /// Numbers that the kernel has something of ours under, whatever it stands for.
+    public func numbersInUse() throws -> AssignedIDs.Retired {
+        var used = AssignedIDs.Retired()
+        let links = try route.links()
+        used.tunnels = Set(links.compactMap { Ownership.tunnelNumber($0.name) })
+        let names = Dictionary(links.map { ($0.index, $0.name) }, uniquingKeysWith: { first, _ in first })
+        let hops = try route.nextHops(names: names)
+        used.nextHops = Set(hops.ours.keys).union(hops.foreign)
+        used.tables = Set(try route.ownRoutes(names: names).map(\.table).filter { $0 >= Ownership.firstTable })
+        used.tables.formUnion(try route.ownRules().compactMap(\.table).filter { $0 >= Ownership.firstTable })
+        return used
+    }
+
+    /// Where the tunnels that are there end on this node: the overlay address that they were made with.
+    public func tunnelAddress() throws -> IPAddress? {
+        switch try route.link(named: Ownership.mainTunnel)?.tunnel {
+        case .ipip(let local, _, _)?, .gre(let local, _, _, _)?, .vxlan(let local, _, _, _)?: local
+        case .wireguard?, nil: nil
         }
-        operations += try wireGuardChanges(wanted).operations
-        return operations
+    }
+
+    /// Takes away the rules of these addresses, and nothing else: for pods that are gone while nobody knows what is wanted.
+    public func deletePodRules(of addresses: Set<IPAddress>) throws {
+        let rules = try route.ownRules().filter { rule in
+            rule.source.map { $0.isHost && addresses.contains($0.address) } ?? false
+        }
+        applied = nil
+        for (_, error) in try route.execute(rules.map { RuleRequest.delete($0) }) where error.code != ENOENT { throw error }
     }
 
     public func firewallCounters() throws -> [KernelFirewall.CountedRule] { try firewall.read()?.counters ?? [] }
 
     // MARK: looking
 
-    func observe(_ wanted: HostState) throws -> Observed {
-        var observed = Observed()
+    /// - Parameter since: what is known of the other parts.
+    private func look(at parts: Set<KernelPart>, since: Observed, _ wanted: HostState) throws -> Observed {
+        var observed = since
+        if parts.contains(.links) { try lookAtLinks(&observed, wanted) }
+        if parts.contains(.nextHops) {
+            let hops = try route.nextHops(names: observed.names)
+            observed.host.nextHops = Array(hops.ours.values)
+            observed.foreignNextHops = hops.foreign
+        }
+        if parts.contains(.routes) { observed.host.routes = try route.ownRoutes(names: observed.names) }
+        if parts.contains(.rules) { observed.host.rules = try route.ownRules() }
+        if parts.contains(.neighbours) {
+            observed.host.neighbours = []
+            if !wanted.neighbours.isEmpty || observed.host.links.contains(where: { $0.kind.name == "vxlan" }) {
+                observed.host.neighbours = try observedNeighbours(wanted, observed)
+            }
+        }
+        if parts.contains(.links) {
+            if !wanted.fouPorts.isEmpty || fou != nil || observed.host.links.contains(where: { $0.kind.usesFOU }) {
+                if fou == nil { fou = try FOUSocket() }
+                observed.host.fouPorts = try fou.map { Array(try $0.ports()) } ?? []
+            }
+        }
+        if parts.contains(.firewall) { observed.kernelFirewall = .some(try firewall.read()) }
+        return observed
+    }
+
+    private func lookAtLinks(_ observed: inout Observed, _ wanted: HostState) throws {
+        observed.host.links = []
+        (observed.misconfigured, observed.userspaceDevices) = ([], [])
+        (observed.indexes, observed.names, observed.addresses) = ([:], [:], [:])
         let links = try route.links()
         for link in links {
             observed.indexes[link.name] = link.index
@@ -145,21 +169,6 @@ public final class Reconciler {
                 if !fine { observed.misconfigured.insert(link.name) }
             }
         }
-        let hops = try route.nextHops(names: observed.names)
-        observed.host.nextHops = Array(hops.ours.values)
-        observed.foreignNextHops = hops.foreign
-        observed.host.routes = try route.ownRoutes(names: observed.names)
-        observed.host.rules = try route.ownRules()
-        if !wanted.neighbours.isEmpty || observed.host.links.contains(where: { $0.kind.name == "vxlan" }) {
-            observed.host.neighbours = try observedNeighbours(wanted, observed)
-        }
-        if !wanted.fouPorts.isEmpty || fou != nil || observed.host.links.contains(where: { $0.kind.usesFOU }) {
-            if fou == nil { fou = try FOUSocket() }
-            observed.host.fouPorts = try fou.map { Array(try $0.ports()) } ?? []
-        }
-        observed.firewall = try firewall.read()
-        observed.isDumped = true
-        return observed
     }
 
     private static func same(_ wanted: Link.Kind, _ there: Link.Kind?) -> Bool {
@@ -231,8 +240,8 @@ public final class Reconciler {
     }
 
     /// Peer by peer, and only where it differs.
-    private func applyWireGuard(_ wanted: HostState) throws -> Int {
-        guard let device = wanted.wireGuard, let privateKey else { return 0 }
+    private func applyWireGuard(_ wanted: HostState) throws {
+        guard let device = wanted.wireGuard, let privateKey else { return }
         let (configure, changes, _) = try wireGuardChanges(wanted)
         let control = try wireGuard(device.name)
         if configure { try control.configure(device.name, privateKey: privateKey, listenPort: device.listenPort) }
@@ -243,147 +252,239 @@ public final class Reconciler {
         }
         if let refused { throw refused }
         lastPeers = device.peers
-        return changes.count + (configure ? 1 : 0)
     }
 
     // MARK: changing
 
-    private func makeEqual(_ observed: Observed, _ wanted: HostState) throws -> Int {
-        var changes = Changes(observed: observed, wanted: wanted)
-        changes.plan()
-        var count = 0
-
-        // Links that go or change make room first: two tunnels cannot have the same two ends.
-        count += try run(changes.staleRules.map { RuleRequest.delete($0) }, ignoring: [ENOENT])
-        count += try run(
-            changes.staleLinks.compactMap { name in
-                observed.indexes[name].map { LinkRequest.delete(index: $0, name: name) }
-            }, ignoring: [ENODEV])
-        for name in changes.staleLinks { changes.observed.indexes[name] = nil }
-        for name in changes.idleDevices {
-            // Without an address and routes it carries nothing, whatever its program still has.
-            do { try userspaceWireGuard.removeAllPeers(name) } catch { wireGuardProblem = "\(error)" }
-            guard let index = observed.indexes[name] else { continue }
-            count += try run(
-                (observed.addresses[name] ?? []).map {
-                    AddressRequest.delete($0.address, prefixLength: $0.prefixLength, index: index)
-                }, ignoring: [EADDRNOTAVAIL])
-        }
-
-        for port in changes.staleFOUPorts {
-            try fou?.delete(port)
-            count += 1
-        }
-        for port in changes.newFOUPorts {
-            if fou == nil { fou = try FOUSocket() }
-            try fou?.add(port)
-            count += 1
-        }
-
-        // New links, then their settings by index.
-        for link in changes.newLinks {
-            let made = try MeshDeviceFailure.naming(link) {
-                try route.execute(LinkRequest.add(link))
-                guard let made = try route.link(named: link.name) else {
-                    throw NetlinkError(operation: "ip link show dev \(link.name)", code: ENODEV)
-                }
-                return made
-            }
-            changes.observed.indexes[link.name] = made.index
-            changes.observed.names[made.index] = link.name
-            count += 1
-        }
-        var indexes = changes.observed.indexes
-        for link in changes.linksToConfigure {
-            guard let index = indexes[link.name] else { continue }
-            var messages = [LinkRequest.configure(link, index: index)]
-            for stray in observed.addresses[link.name] ?? []
-            where stray.address != link.address || stray.prefixLength != 32 {
-                messages.append(AddressRequest.delete(stray.address, prefixLength: stray.prefixLength, index: index))
-            }
-            messages.append(AddressRequest.add(link.address, index: index))
-            count += try MeshDeviceFailure.naming(link) { try run(messages, ignoring: []) }
-        }
-        // No peer is sent to through the device that sends to it, not even until the routes below are in order.
-        let endpoints = Set(
-            (wanted.wireGuard?.peers ?? []).compactMap { $0.endpoint.map { IPNetwork(host: $0.address) } })
-        count += try run(
-            changes.takeStaleRoutes { route in
-                route.table == Rule.mainTable && endpoints.contains { route.destination.contains($0) }
-            }
-            .map { RouteRequest.delete($0, indexes: indexes) }, ignoring: [ESRCH, ENODEV])
-        count += try run(
-            changes.newNeighbours.flatMap { neighbour in
-                indexes[neighbour.device].map { index in
-                    neighbour.halves(index: index).map { NeighbourRequest.add($0) }
-                } ?? []
-            }, ignoring: [])
-        count += try run(
-            changes.staleNeighbours.flatMap { neighbour in
-                indexes[neighbour.device].map { index in
-                    neighbour.halves(index: index).filter { !changes.neededHalves.contains($0) && !$0.isMadeUp }
-                        .map { NeighbourRequest.delete($0) }
-                } ?? []
-            }, ignoring: [ENOENT])
-
-        for hop in changes.newNextHops where observed.foreignNextHops.contains(hop.id) {
-            throw NetlinkError(
-                operation: "ip nexthop add id \(hop.id)", code: EEXIST,
-                kernelMessage: "this id belongs to somebody else; remove that next hop, or stop what makes it")
-        }
-        count += try run(
-            changes.newNextHops.map { NextHopRequest.set($0, indexes: indexes, replace: changes.replacesNextHop($0)) },
-            ignoring: [])
-        count += try run(changes.newRoutes.map { RouteRequest.add($0, indexes: indexes) }, ignoring: [])
-        count += try run(changes.changedRoutes.map { RouteRequest.replace($0, indexes: indexes) }, ignoring: [])
-
-        let firewallChange =
-            observed.isDumped
-            ? FirewallSocket.change(from: observed.firewall, to: wanted.firewall)
-            : FirewallSocket.change(from: observed.host.firewall, to: wanted.firewall)
-        if firewallChange != .none {
-            let before =
-                firewallChange == .replace && !observed.isDumped ? try firewall.read() : observed.firewall
-            try firewall.apply(firewallChange, wanted: wanted.firewall, counters: before)
-            count += 1
-        }
-        count += try run(changes.newRules.map { RuleRequest.add($0) }, ignoring: [EEXIST])
-
-        // What nothing points at any more.
-        count += try run(
-            changes.staleRoutes.map { RouteRequest.delete($0, indexes: indexes) }, ignoring: [ESRCH, ENODEV])
-        count += try run(changes.staleNextHops.map { NextHopRequest.delete($0) }, ignoring: [ENOENT])
-
-        if wanted.wireGuard != observed.host.wireGuard || observed.isDumped {
-            // Last, and without consequences: a program that does not answer must not keep pods from their gateways.
-            do {
-                count += try applyWireGuard(wanted)
-                wireGuardProblem = ""
-            } catch { wireGuardProblem = "\(error)" }
-        }
-
-        indexes = indexes.filter { entry in
-            wanted.links.contains { $0.name == entry.key } || observed.indexes[entry.key] != nil
-        }
-        var result = Observed()
-        result.host = wanted
-        // What a look at the kernel has told of them: their program may outlive our need of them.
-        result.userspaceDevices = observed.userspaceDevices
-        for link in wanted.links where result.userspaceDevices.contains(link.name) {
-            result.addresses[link.name] = [
-                KernelAddress(index: indexes[link.name] ?? 0, address: link.address, prefixLength: 32)
-            ]
-        }
-        result.indexes = indexes
-        result.names = Dictionary(indexes.map { ($0.value, $0.key) }, uniquingKeysWith: { first, _ in first })
-        applied = result
-        return count
+    private func makeEqual(_ observed: Observed, _ wanted: HostState) -> ApplyOutcome {
+        let wireGuardDiffers =
+            wanted.wireGuard != nil && (wanted.wireGuard != observed.host.wireGuard || applied == nil)
+        let steps = Steps(from: observed, to: wanted, wireGuardDiffers: wireGuardDiffers)
+        var context = Context(observed: observed, wanted: wanted)
+        let outcome = StepRunner.run(steps.list) { execute($0, &context) }
+        applied = outcome.isComplete && wireGuardProblem.isEmpty ? context.result() : nil
+        return ApplyOutcome(outcome, problem: wireGuardProblem)
     }
 
-    private func run(_ messages: [NetlinkMessage], ignoring: Set<Int32>) throws -> Int {
-        guard !messages.isEmpty else { return 0 }
-        for (_, error) in try route.execute(messages) where !ignoring.contains(error.code) { throw error }
-        return messages.count
+    /// What the steps of one run share.
+    private struct Context {
+        let observed: Observed
+        let wanted: HostState
+        var indexes: [String: Int32]
+
+        init(observed: Observed, wanted: HostState) {
+            self.observed = observed
+            self.wanted = wanted
+            indexes = observed.indexes
+        }
+
+        /// What is there when every step was done.
+        func result() -> Observed {
+            var result = Observed()
+            result.host = wanted
+            result.indexes = indexes
+            // What a look at the kernel has told of them: their program may outlive our need of them.
+            result.userspaceDevices = observed.userspaceDevices
+            for link in wanted.links where result.userspaceDevices.contains(link.name) {
+                result.addresses[link.name] = [
+                    KernelAddress(index: indexes[link.name] ?? 0, address: link.address, prefixLength: 32)
+                ]
+            }
+            result.names = Dictionary(indexes.map { ($0.value, $0.key) }, uniquingKeysWith: { first, _ in first })
+            return result
+        }
+    }
+
+    /// Carries out steps of one phase.
+    ///
+    /// - Returns: which failed, by place.
+    private func execute(_ steps: [Step], _ context: inout Context) -> [Int: any Error] {
+        var failures: [Int: any Error] = [:]
+        /// Messages of one step each, sent together.
+        var messages: [NetlinkMessage] = []
+        var owners: [Int] = []
+        var ignored: Set<Int32> = []
+        func send(_ place: Int, _ message: NetlinkMessage, ignoring: Set<Int32> = []) {
+            messages.append(message)
+            owners.append(place)
+            ignored.formUnion(ignoring)
+        }
+        func one(_ place: Int, _ body: () throws -> Void) {
+            do { try body() } catch { failures[place] = error }
+        }
+        for (place, step) in steps.enumerated() {
+            switch step.action {
+            case .addRule(let rule): send(place, RuleRequest.add(rule), ignoring: [EEXIST])
+            case .deleteRule(let rule): send(place, RuleRequest.delete(rule), ignoring: [ENOENT])
+            case .addRoute(let route): send(place, RouteRequest.add(route, indexes: context.indexes))
+            case .replaceRoute(let route, _): send(place, RouteRequest.replace(route, indexes: context.indexes))
+            case .deleteRoute(let route):
+                send(place, RouteRequest.delete(route, indexes: context.indexes), ignoring: [ESRCH, ENODEV])
+            case .setNextHop(let hop, let before):
+                if context.observed.foreignNextHops.contains(hop.id) {
+                    failures[place] = NetlinkError(
+                        operation: "ip nexthop add id \(hop.id)", code: EEXIST,
+                        kernelMessage:
+                            "this id belongs to somebody else; remove that next hop, or stop what makes it")
+                    continue
+                }
+                send(place, NextHopRequest.set(hop, indexes: context.indexes, replace: before != nil))
+            case .deleteNextHop(let hop): send(place, NextHopRequest.delete(hop.id), ignoring: [ENOENT])
+            case .addNeighbour(let neighbour):
+                if let index = context.indexes[neighbour.device] {
+                    for half in neighbour.halves(index: index) { send(place, NeighbourRequest.add(half)) }
+                }
+            case .deleteNeighbour(let half, _): send(place, NeighbourRequest.delete(half), ignoring: [ENOENT])
+            case .addFOUPort(let port):
+                one(place) {
+                    if fou == nil { fou = try FOUSocket() }
+                    try fou?.add(port)
+                }
+            case .deleteFOUPort(let port): one(place) { try fou?.delete(port) }
+            case .addLink(let link): one(place) { try add(link, &context) }
+            case .configureLink(let link): one(place) { try configure(link, context) }
+            case .deleteLink(let name):
+                guard let index = context.indexes[name] else { continue }
+                one(place) {
+                    do { try route.execute(LinkRequest.delete(index: index, name: name)) } catch let error as NetlinkError
+                        where error.code == ENODEV
+                    {}
+                    context.indexes[name] = nil
+                }
+            case .idleDevice(let name): one(place) { try idle(name, context) }
+            case .changeFirewall(let change): one(place) { try apply(change, context) }
+            case .setWireGuardPeers:
+                // Without consequences: a program that does not answer must not keep pods from their gateways.
+                do {
+                    try applyWireGuard(context.wanted)
+                    wireGuardProblem = ""
+                } catch { wireGuardProblem = "\(error)" }
+            }
+        }
+        do {
+            for (index, error) in try route.execute(messages) where !ignored.contains(error.code) {
+                failures[owners[index]] = error
+            }
+        } catch {
+            // The socket itself failed: nobody knows which were done.
+            for owner in owners { failures[owner] = error }
+        }
+        return failures
+    }
+
+    private func add(_ link: Link, _ context: inout Context) throws {
+        try route.execute(LinkRequest.add(link))
+        guard let made = try route.link(named: link.name) else {
+            throw NetlinkError(operation: "ip link show dev \(link.name)", code: ENODEV)
+        }
+        context.indexes[link.name] = made.index
+    }
+
+    private func configure(_ link: Link, _ context: Context) throws {
+        guard let index = context.indexes[link.name] else {
+            throw NetlinkError(operation: "ip link set dev \(link.name) up", code: ENODEV)
+        }
+        var messages: [NetlinkMessage] = []
+        // The address first: a device that is up without one loses packets to reverse-path filtering.
+        for stray in context.observed.addresses[link.name] ?? []
+        where stray.address != link.address || stray.prefixLength != 32 {
+            messages.append(AddressRequest.delete(stray.address, prefixLength: stray.prefixLength, index: index))
+        }
+        messages.append(AddressRequest.add(link.address, index: index))
+        for (_, error) in try route.execute(messages) where error.code != EADDRNOTAVAIL { throw error }
+        do {
+            try route.execute(LinkRequest.configure(link, index: index, hasIPv6: hasIPv6))
+        } catch let error as NetlinkError where error.code == EAFNOSUPPORT && hasIPv6 {
+            try route.execute(LinkRequest.configure(link, index: index, hasIPv6: false))
+            hasIPv6 = false
+        }
+    }
+
+    /// Without an address and routes it carries nothing, whatever its program still has.
+    private func idle(_ name: String, _ context: Context) throws {
+        do { try userspaceWireGuard.removeAllPeers(name) } catch { wireGuardProblem = "\(error)" }
+        guard let index = context.indexes[name] else { return }
+        let messages = (context.observed.addresses[name] ?? []).map {
+            AddressRequest.delete($0.address, prefixLength: $0.prefixLength, index: index)
+        }
+        for (_, error) in try route.execute(messages) where error.code != EADDRNOTAVAIL { throw error }
+    }
+
+    private func apply(_ change: FirewallChange, _ context: Context) throws {
+        var counters: KernelFirewall?
+        if case .some(let kernel) = context.observed.kernelFirewall { counters = kernel }
+        do { try firewall.apply(change, wanted: context.wanted.firewall, counters: counters) } catch {
+            // Somebody may have put something into our table that keeps a part of it from being changed.
+            guard case .edit = change else { throw error }
+            try firewall.apply(.replace, wanted: context.wanted.firewall, counters: counters)
+        }
+    }
+}
+
+/// What came of making the kernel equal to a plan.
+public struct ApplyOutcome: Sendable {
+    /// Objects that the kernel refused, each with what it said.
+    public struct Failure: Sendable, Equatable {
+        public let operation: String
+        public let message: String
+        public init(operation: String, message: String) {
+            self.operation = operation
+            self.message = message
+        }
+    }
+    public let failures: [Failure]
+    /// Steps that were left out because of them.
+    public let left: Int
+    /// Changes that were made, by the kind of object.
+    public let changes: [KernelPart: Int]
+    /// Why the mesh's own device could not be had; empty where it could.
+    public let meshDeviceProblem: String
+    private let missing: Set<Requirement>
+    public var count: Int { changes.values.reduce(0, +) }
+    public var isComplete: Bool { failures.isEmpty && left == 0 }
+
+    init(_ outcome: StepOutcome, problem: String) {
+        failures = outcome.failures.map {
+            Failure(operation: $0.step.operations.first ?? "", message: "\($0.error)")
+        }
+        left = outcome.left.count
+        changes = outcome.changes
+        missing = outcome.missing
+        meshDeviceProblem =
+            outcome.failures.first { failure in
+                switch failure.step.action {
+                case .addLink(let link), .configureLink(let link): link.kind == .wireguard
+                default: false
+                }
+            }.map { "\($0.error)" } ?? ""
+    }
+
+    /// What of a pod's routing is not in place, as `ip` would call it; nil where all of it is.
+    ///
+    /// - Parameters:
+    ///   - plan: what the pod was to get.
+    ///   - state: what all was to be.
+    public func problem(of addresses: [IPAddress], table: UInt32?, in state: HostState) -> String? {
+        if missing.isEmpty { return nil }
+        var needed: Set<Requirement> = [.firewall]
+        for address in addresses {
+            for priority in [Ownership.podRulePriority, Ownership.secondPodRulePriority] {
+                needed.insert(.podRule(IPNetwork(host: address), priority: priority))
+            }
+        }
+        if let table {
+            needed.insert(.holds(table: table))
+            let ids = Set(
+                state.routes.compactMap { route -> UInt32? in
+                    if route.table == table, case .nextHop(let id) = route.kind { id } else { nil }
+                })
+            for hop in state.nextHops where ids.contains(hop.id) {
+                needed.insert(.nextHop(hop.id))
+                if case .pair(let used, let named) = hop.target { needed.formUnion([.nextHop(used), .nextHop(named)]) }
+            }
+        }
+        guard !needed.isDisjoint(with: missing) else { return nil }
+        return failures.prefix(3).map(\.message).joined(separator: "; ")
     }
 }
 
@@ -392,16 +493,6 @@ extension Link.Kind {
         switch self {
         case .ipip(_, _, let port), .gre(_, _, _, let port): port != nil
         case .vxlan, .wireguard: false
-        }
-    }
-}
-
-extension KernelNeighbour {
-    /// Half of an entry that only stands for the other half.
-    var isMadeUp: Bool {
-        switch self {
-        case .address(_, let peer, _): peer.low == 0
-        case .forwarding(_, _, let remote, _, _): remote.low == 0
         }
     }
 }

@@ -1,7 +1,7 @@
 import API
+import Agent
 import ArgumentParser
 import CLinux
-import Agent
 import Foundation
 import Inventory
 import Logging
@@ -41,7 +41,8 @@ struct Run: AsyncParsableCommand {
         }
         let level = logLevel ?? settings.logLevel
         guard let threshold = Logger.Level(rawValue: level) else {
-            throw ValidationError("--log-level \(level) is none")
+            throw ValidationError(
+                "\(level) is not a log level; use trace, debug, info, notice, warning, error or critical")
         }
         LoggingSystem.bootstrap { label in
             var handler = StreamLogHandler.standardError(label: label)
@@ -71,9 +72,11 @@ struct Run: AsyncParsableCommand {
                 settings: .init(
                     nodeName: name, runDirectory: runDir, configuration: settings.planner, keys: keys),
                 source: source, logger: logger)
-            // Events first, so that nothing that happens during the start is missed.
-            try await EventLoops.start(agent: agent, logger: logger)
+            // Listening first, so that nothing that happens during the start is missed; and nobody is told of it before what
+            // was is loaded.
+            let events = try await EventLoops.listen(agent: agent, logger: logger)
             try await agent.start()
+            await events.serve()
             let server = try PluginServer(path: runDir + "/cni.sock", agent: agent, logger: logger)
             let apiSocket = runDir + "/api.sock"
             try removeStaleSocket(apiSocket)

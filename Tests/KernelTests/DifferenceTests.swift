@@ -49,19 +49,18 @@ struct DifferenceTests {
         }
         var kernel = routes()
         let wanted = routes()
-        var observed = Reconciler.Observed()
+        var observed = Observed()
         // As a dump comes, in no order.
         observed.host.routes = kernel.values.shuffled(using: &random)
         var host = HostState()
         host.routes = wanted.values.sorted(by: Route.isBefore)
-        var changes = Changes(observed: observed, wanted: host)
-        changes.plan()
+        let changes = Difference(observed: observed, wanted: host)
         for route in changes.newRoutes {
             #expect(kernel[Key(route)] == nil)
             kernel[Key(route)] = route
         }
-        for route in changes.changedRoutes {
-            #expect(kernel[Key(route)] != nil && kernel[Key(route)] != route)
+        for (route, before) in changes.changedRoutes {
+            #expect(kernel[Key(route)] == before && before != route)
             kernel[Key(route)] = route
         }
         for route in changes.staleRoutes { #expect(kernel.removeValue(forKey: Key(route)) == route) }
@@ -71,12 +70,11 @@ struct DifferenceTests {
     @Test func ofARouteThatSomebodyHasDoubledOneIsStale() {
         let route = Route(table: 47000, destination: .everythingV4, kind: .throwOn)
         let other = Route(table: 47000, destination: .everythingV4, kind: .unreachable)
-        var observed = Reconciler.Observed()
+        var observed = Observed()
         observed.host.routes = [other, route]
         var host = HostState()
         host.routes = [route]
-        var changes = Changes(observed: observed, wanted: host)
-        changes.plan()
+        let changes = Difference(observed: observed, wanted: host)
         #expect(changes.staleRoutes == [other] && changes.newRoutes.isEmpty && changes.changedRoutes.isEmpty)
     }
 }

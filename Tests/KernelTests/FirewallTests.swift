@@ -58,7 +58,7 @@ struct FirewallTests {
         #expect(texts(expected).subtracting(texts(actual)).sorted() == [])
         #expect(texts(actual).subtracting(texts(expected)).sorted() == [])
         // And the kernel's own dump equals it.
-        #expect(FirewallSocket.change(from: try firewall.read(), to: plan.host.firewall) == .none)
+        #expect(FirewallChange.between(try firewall.read(), plan.host.firewall) == .none)
     }
 
     @Test(arguments: ["remote_pods", "tunnel_peers_24", "tunnel_outer"])
@@ -75,10 +75,13 @@ struct FirewallTests {
             last: set.interval ? 0xC0A8_00FF : 0xC0A8_0000)
         wanted.sets[index] = FirewallSet(
             name: name, key: set.key, interval: set.interval, elements: set.elements.dropFirst() + [more])
-        let change = FirewallSocket.change(from: try firewall.read(), to: wanted)
-        #expect(change == .elements(added: [name: [more]], removed: [name: [set.elements[0]]]))
+        let change = FirewallChange.between(try firewall.read(), wanted)
+        var edit = FirewallChange.Edit()
+        edit.added = [name: [more]]
+        edit.removed = [name: [set.elements[0]]]
+        #expect(change == .edit(edit))
         try firewall.apply(change, wanted: wanted)
-        #expect(FirewallSocket.change(from: try firewall.read(), to: wanted) == .none)
+        #expect(FirewallChange.between(try firewall.read(), wanted) == .none)
     }
 
     @Test func aForeignRuleInOurTableIsDriftAndRepaired() throws {
@@ -87,8 +90,9 @@ struct FirewallTests {
         try firewall.apply(.replace, wanted: plan.host.firewall)
         defer { try? firewall.apply(.delete, wanted: nil) }
         #expect(Shell.run("nft insert rule inet culvert input accept").status == 0)
-        #expect(FirewallSocket.change(from: try firewall.read(), to: plan.host.firewall) == .replace)
-        try firewall.apply(.replace, wanted: plan.host.firewall, counters: try firewall.read())
-        #expect(FirewallSocket.change(from: try firewall.read(), to: plan.host.firewall) == .none)
+        let change = FirewallChange.between(try firewall.read(), plan.host.firewall)
+        #expect(change.operations == ["nft replace rules of chain inet culvert input"])
+        try firewall.apply(change, wanted: plan.host.firewall, counters: try firewall.read())
+        #expect(FirewallChange.between(try firewall.read(), plan.host.firewall) == .none)
     }
 }

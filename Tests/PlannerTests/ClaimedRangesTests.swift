@@ -17,7 +17,7 @@ struct ClaimedRangesTests {
             verdicts[network] = Bool.random(using: &random) ? .claimed(0) : .thrown
         }
         let ranges = EgressPolicyRoutes.claimedRanges(
-            verdicts.sorted { $0.key < $1.key }.map { (prefix: $0.key, verdict: $0.value) })
+            verdicts.sorted { $0.key < $1.key }.map { .init(prefix: $0.key, verdict: $0.value) })
         for number in 0...255 as ClosedRange<UInt32> {
             let address = IPAddress(v4: base + number)
             let longest = verdicts.filter { $0.key.contains(address) }.max { $0.key.prefixLength < $1.key.prefixLength }

@@ -9,7 +9,7 @@ import Testing
 
     /// Routes of the main table and of the location's, as `destination way`.
     func routes(_ plan: Plan) -> [String] {
-        plan.host.routes.filter { $0.kind != .unreachable }.map { route in
+        plan.host.routes.filter { $0.kind != .unreachable && $0.table != Ownership.guardTable }.map { route in
             let way =
                 switch route.kind {
                 case .device(let name): name

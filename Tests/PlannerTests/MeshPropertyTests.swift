@@ -110,8 +110,11 @@ import Testing
                     return (.arrived(here), path)
                 }
                 var tables = [Rule.mainTable]
-                if let incoming, let rule = plan.host.rules.first(where: { $0.incoming == incoming }) {
-                    tables = rule.table == Rule.mainTable ? tables : [rule.table, Rule.mainTable]
+                // What comes out of a tunnel has been let in, and has the mark that says so.
+                if let incoming,
+                    let table = plan.host.rules.first(where: { $0.incoming == incoming && $0.table != Ownership.guardTable })?.table
+                {
+                    tables = table == Rule.mainTable ? tables : [table, Rule.mainTable]
                 }
                 var found: Route?
                 for table in tables where found == nil {

@@ -12,7 +12,7 @@ struct NodeIndexTests {
         var configuration = Configuration()
         configuration.tunnelProtocol = .vxlan
         configuration.mesh.enabled = seed % 4 == 0
-        var index = NodeIndex()
+        var index = PlannerMemory()
         func number() -> UInt32 { UInt32.random(in: 1...120, using: &random) }
         func node(_ n: UInt32) -> Node {
             var node = Node(name: "x\(n)")
@@ -45,7 +45,7 @@ struct NodeIndexTests {
                 let attachments = Planner.adoptedAttachments(inventory: inventory, nodeName: name, attached: [])
                 let kept = Planner.plan(
                     configuration: configuration, localFacts: LocalFacts(nodeName: name), inventory: inventory,
-                    attachments: attachments, index: &index)
+                    attachments: attachments, memory: &index)
                 let fresh = Planner.plan(
                     configuration: configuration, localFacts: LocalFacts(nodeName: name), inventory: inventory,
                     attachments: attachments)

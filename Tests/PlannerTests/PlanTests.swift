@@ -18,6 +18,8 @@ struct PlanTests {
         #expect(pod.policies.map(\.gateway) == ["n3", "n3"])
         let rules = plan.host.rules.filter { $0.priority == 106 }
         #expect(rules == [Rule(priority: 106, source: IPNetwork("10.244.1.10/32"), table: table)])
+        // And once more, for whoever deletes it.
+        #expect(plan.host.rules.contains(Rule(priority: 107, source: IPNetwork("10.244.1.10/32"), table: table)))
         for route in plan.host.routes {
             guard case .nextHop = route.kind else { continue }
             #expect(
@@ -27,14 +29,18 @@ struct PlanTests {
         #expect(try entry(plan, "b").table == nil)
     }
 
-    @Test func clusterAddressesAreAlwaysThrown() {
+    @Test func clusterAddressesAreAlwaysThrownAndNoOthers() throws {
         let plan = TestCluster.plan(node: "n1")
-        let thrown = Set(plan.host.routes.filter { $0.kind == .throwOn }.map { "\($0.destination)" })
-        #expect(
-            thrown.isSuperset(of: [
-                "10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24", "10.0.0.11/32", "10.0.0.12/32", "10.0.0.13/32",
-                "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "203.0.113.99/32",
-            ]))
+        let table = try #require(try entry(plan, "a").table)
+        let thrown = plan.host.routes.filter { $0.table == table && $0.kind == .throwOn }.map(\.destination)
+        let kept = [
+            "10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24", "10.0.0.11/32", "10.0.0.12/32", "10.0.0.13/32",
+            "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "203.0.113.99/32",
+        ].compactMap { IPNetwork($0) }
+        for network in kept { #expect(thrown.contains { $0.contains(network) }, "\(network)") }
+        // Networks side by side are one; there are exactly as many addresses as were to be kept.
+        func size(_ networks: [IPNetwork]) -> UInt64 { networks.reduce(0) { $0 + (1 << UInt64(32 - $1.prefixLength)) } }
+        #expect(size(thrown) == size(kept))
     }
 
     @Test(arguments: [(Configuration.TunnelProtocol.ipip, 1420, 1412), (.fou, 1412, 1404), (.vxlan, 1400, 1400)])
@@ -76,7 +82,9 @@ struct PlanTests {
         var inventory = TestCluster.inventory
         inventory.policies = [TestCluster.policy("lost", gateway: "nowhere")]
         let plan = TestCluster.plan(node: "n1", inventory: inventory)
-        let kinds = plan.host.routes.filter { $0.destination.prefixLength == 0 }.map(\.kind)
+        let kinds = plan.host.routes.filter {
+            $0.destination.prefixLength == 0 && $0.table >= Ownership.firstTable
+        }.map(\.kind)
         #expect(kinds == [.unreachable])
         #expect(plan.policies.first?.problem.isEmpty == false)
     }
@@ -105,7 +113,15 @@ struct PlanTests {
             let plan = TestCluster.plan(node: node, inventory: inventory)
             let pod = try entry(plan, node == "n1" ? "a" : "c")
             #expect(pod.refusal.contains("endpointRoutes.enabled=true") == refuses, "\(pod.refusal)")
-            #expect((pod.table == nil) == refuses)
+            // An ADD is refused; these are live pods, and of what the policy claims nothing leaves.
+            #expect(pod.holds.isEmpty != refuses)
+            // A gateway does its work, also for its own pods.
+            guard node == "n1" else { continue }
+            #expect(pod.isHeld == refuses)
+            let ways = plan.host.routes.filter { route in
+                if route.table == pod.table, case .nextHop = route.kind { true } else { false }
+            }
+            #expect(ways.isEmpty == refuses)
         }
     }
 
@@ -176,7 +192,11 @@ struct EgressPolicyRoutesTests {
                 return policy
             }
             let kept = (0..<Int.random(in: 0...2, using: &random)).map { _ in network() }
-            let verdicts = EgressPolicyRoutes.verdicts(policies: policies, kept: kept, family: .v4)
+            let verdicts = EgressPolicyRoutes.verdicts(
+                policies: policies.map {
+                    AssignedPolicy(
+                        source: $0.source, name: $0.name, destinations: $0.destinations, exclusions: $0.exclusions)
+                }, kept: KeptNetworks(v4: kept).v4, family: .v4)
             let ranges = EgressPolicyRoutes.claimedRanges(verdicts)
             for block: UInt32 in 0...255 {
                 let address = IPAddress(v4: block << 24 | 5)

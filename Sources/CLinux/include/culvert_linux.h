@@ -90,8 +90,12 @@ int culvert_raise_net_admin(void);
 /// 1 when `CAP_NET_ADMIN` is effective, 0 when not.
 int culvert_has_net_admin(void);
 
-/// Starts a detached thread of 512 KiB stack. 0 or negative errno.
-int culvert_start_thread(void *(*body)(void *), void *argument);
+/// Starts a detached thread with a stack of that many KiB. 0 or negative errno.
+int culvert_start_thread(void *(*body)(void *), void *argument, unsigned stack_kib);
+
+/// Takes an exclusive lock on `path` (flock(2)), which is made where it is missing, for as long as the descriptor is open.
+/// The descriptor, or negative errno; `-EWOULDBLOCK`: somebody else has the lock.
+int culvert_lock_file(const char *path);
 
 /// `NLA_F_NESTED`, NLM flags and RTNH flags that are not plain integers to Swift.
 uint32_t culvert_rtnh_onlink(void);

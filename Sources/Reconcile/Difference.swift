@@ -1,12 +1,15 @@
 import Model
 import Netlink
 
-/// The difference between what is there and what is wanted.
-struct Changes {
-    var observed: Reconciler.Observed
+/// The difference between what is there and what is wanted, kind by kind. `Steps` puts it into an order.
+struct Difference {
+    let observed: Observed
     let wanted: HostState
 
+    /// Links that nobody wants any more.
     private(set) var staleLinks: [String] = []
+    /// Links that must go before others can be made: of another kind under the same name, or with the same two ends.
+    private(set) var linksInTheWay: [String] = []
     private(set) var idleDevices: [String] = []
     private(set) var newLinks: [Link] = []
     private(set) var linksToConfigure: [Link] = []
@@ -15,33 +18,32 @@ struct Changes {
     private(set) var neededHalves: Set<KernelNeighbour> = []
     private(set) var newFOUPorts: [FOUPort] = []
     private(set) var staleFOUPorts: [FOUPort] = []
-    private(set) var newNextHops: [NextHop] = []
-    private(set) var staleNextHops: [UInt32] = []
+    /// Single ones before groups, with what is there under the number.
+    private(set) var newNextHops: [(hop: NextHop, before: NextHop?)] = []
+    /// Next hops of another kind under a number that is wanted: the kernel turns no single one into a group.
+    private(set) var nextHopsInTheWay: [NextHop] = []
+    /// Groups before single ones.
+    private(set) var staleNextHops: [NextHop] = []
     private(set) var newRoutes: [Route] = []
-    private(set) var changedRoutes: [Route] = []
+    private(set) var changedRoutes: [(route: Route, before: Route)] = []
     private(set) var staleRoutes: [Route] = []
     private(set) var newRules: [Rule] = []
     private(set) var staleRules: [Rule] = []
 
-    init(observed: Reconciler.Observed, wanted: HostState) {
+    init(observed: Observed, wanted: HostState) {
         self.observed = observed
         self.wanted = wanted
-    }
-
-    mutating func plan() {
         planLinks()
         planNeighbours()
         planNextHops()
         planRoutes()
-        let (new, stale) = Changes.difference(observed.host.rules, wanted.rules)
-        (newRules, staleRules) = (new, stale)
-        let ports = Changes.difference(observed.host.fouPorts, wanted.fouPorts)
-        (newFOUPorts, staleFOUPorts) = ports
+        (newRules, staleRules) = Difference.between(observed.host.rules, wanted.rules)
+        (newFOUPorts, staleFOUPorts) = Difference.between(observed.host.fouPorts, wanted.fouPorts)
     }
 
     /// Elements of `after` that are not in `before` and the other way round, each in its order. Of an element that is
     /// there twice one is stale.
-    private static func difference<T: Hashable>(_ before: [T], _ after: [T]) -> (new: [T], stale: [T]) {
+    private static func between<T: Hashable>(_ before: [T], _ after: [T]) -> (new: [T], stale: [T]) {
         if before == after { return ([], []) }
         let wanted = Set(after)
         var there: Set<T> = []
@@ -63,7 +65,7 @@ struct Changes {
         for link in wanted.links {
             if let old = there[link.name] {
                 if old.kind != link.kind {
-                    staleLinks.append(link.name)
+                    linksInTheWay.append(link.name)
                     newLinks.append(link)
                     linksToConfigure.append(link)
                 } else if old != link || observed.misconfigured.contains(link.name) {
@@ -74,15 +76,19 @@ struct Changes {
                 linksToConfigure.append(link)
             }
         }
+        let newKinds = Set(newLinks.map(\.kind))
+        let clashing = staleLinks.filter { name in there[name].map { newKinds.contains($0.kind) } ?? false }
+        linksInTheWay += clashing
+        staleLinks.removeAll(where: clashing.contains)
     }
 
-    /// Names of links that are made anew: what hung on them is gone with them.
-    private var lostLinks: Set<String> { Set(newLinks.map(\.name)) }
+    /// What hangs on these is gone before anything else is made.
+    private var lostLinks: Set<String> { Set(linksInTheWay).union(newLinks.map(\.name)) }
 
     private mutating func planNeighbours() {
         let lost = lostLinks
         let before = observed.host.neighbours.filter { !lost.contains($0.device) && !staleLinks.contains($0.device) }
-        (newNeighbours, staleNeighbours) = Changes.difference(before, wanted.neighbours)
+        (newNeighbours, staleNeighbours) = Difference.between(before, wanted.neighbours)
         for neighbour in wanted.neighbours {
             if let index = observed.indexes[neighbour.device] { neededHalves.formUnion(neighbour.halves(index: index)) }
         }
@@ -99,10 +105,15 @@ struct Changes {
     private var lostNextHops: Set<UInt32> = []
 
     private mutating func planNextHops() {
-        let lost = lostLinks.union(staleLinks)
+        let lost = lostLinks
+        func isGroup(_ hop: NextHop) -> Bool { if case .pair = hop.target { true } else { false } }
+        let wantedByID = Dictionary(wanted.nextHops.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
         var there: [UInt32: NextHop] = [:]
         for hop in observed.host.nextHops {
             if let device = device(of: hop), lost.contains(device) {
+                lostNextHops.insert(hop.id)
+            } else if let want = wantedByID[hop.id], isGroup(want) != isGroup(hop) {
+                nextHopsInTheWay.append(hop)
                 lostNextHops.insert(hop.id)
             } else {
                 there[hop.id] = hop
@@ -113,27 +124,14 @@ struct Changes {
             if case .pair(let used, let named) = hop.target { return there[used] == nil || there[named] == nil }
             return false
         }
-        func isGroup(_ hop: NextHop) -> Bool { if case .pair = hop.target { true } else { false } }
         let missing = wanted.nextHops.filter { there[$0.id] != $0 || hasLostMember($0) }
-        newNextHops = missing.filter { !isGroup($0) } + missing.filter(isGroup)
-        let ids = Set(wanted.nextHops.map(\.id))
-        let stale = there.values.filter { !ids.contains($0.id) }.sorted { $0.id < $1.id }
-        staleNextHops = (stale.filter(isGroup) + stale.filter { !isGroup($0) }).map(\.id)
-    }
-
-    /// Takes out the stale routes that `isWanted` holds for.
-    mutating func takeStaleRoutes(_ isWanted: (Route) -> Bool) -> [Route] {
-        let taken = staleRoutes.filter(isWanted)
-        if !taken.isEmpty { staleRoutes.removeAll(where: isWanted) }
-        return taken
-    }
-
-    func replacesNextHop(_ hop: NextHop) -> Bool {
-        !lostNextHops.contains(hop.id) && observed.host.nextHops.contains { $0.id == hop.id }
+        newNextHops = (missing.filter { !isGroup($0) } + missing.filter(isGroup)).map { ($0, there[$0.id]) }
+        let stale = there.values.filter { wantedByID[$0.id] == nil }.sorted { $0.id < $1.id }
+        staleNextHops = stale.filter(isGroup) + stale.filter { !isGroup($0) }
     }
 
     private mutating func planRoutes() {
-        let lost = lostLinks.union(staleLinks)
+        let lost = lostLinks
         func isLost(_ route: Route) -> Bool {
             switch route.kind {
             case .nextHop(let id): lostNextHops.contains(id)
@@ -170,29 +168,15 @@ struct Changes {
             } else {
                 let (there, wanted) = (run(before, old), run(after, new))
                 let missing = wanted.filter { !there.contains($0) }
-                changedRoutes += missing
+                for (place, route) in missing.enumerated() {
+                    // The first is replaced; whatever else the kernel has under the same key is not wanted.
+                    if place == 0, let first = there.first { changedRoutes.append((route, first)) } else { newRoutes.append(route) }
+                }
                 if missing.isEmpty { staleRoutes += there.filter { !wanted.contains($0) } }
                 old = there.endIndex
                 new = wanted.endIndex
             }
         }
         func isSame(_ a: Route, _ b: Route) -> Bool { !Route.isBefore(a, b) && !Route.isBefore(b, a) }
-    }
-
-    /// Everything but the firewall, as commands.
-    var operations: [String] {
-        let indexes = observed.indexes
-        return staleLinks.map { "ip link del dev \($0)" } + idleDevices.map { "ip addr flush dev \($0)" }
-            + newLinks.map { "ip link add \($0.name) type \($0.kind.name)" }
-            + linksToConfigure.map { "ip link set dev \($0.name) up, mtu, address, rp_filter, forwarding" }
-            + newNeighbours.map { "ip neigh replace \($0.peer) dev \($0.device)" }
-            + staleNeighbours.map { "ip neigh del \($0.peer) dev \($0.device)" }
-            + newFOUPorts.map { "ip fou add port \($0.port)" } + staleFOUPorts.map { "ip fou del port \($0.port)" }
-            + newNextHops.map { NextHopRequest.set($0, indexes: indexes, replace: replacesNextHop($0)).operation }
-            + newRoutes.map { RouteRequest.add($0, indexes: indexes).operation }
-            + changedRoutes.map { RouteRequest.replace($0, indexes: indexes).operation }
-            + newRules.map { RuleRequest.add($0).operation } + staleRules.map { RuleRequest.delete($0).operation }
-            + staleRoutes.map { RouteRequest.delete($0, indexes: indexes).operation }
-            + staleNextHops.map { NextHopRequest.delete($0).operation }
     }
 }

@@ -1,69 +1,7 @@
 import Model
 
-/// What this node does as a gateway: with which address and by which interface each identity leaves.
-struct GatewayEgress: Equatable {
-    let identity: EgressIdentity
-    /// nil: not translated.
-    let address: IPAddress?
-    /// Table to route by; the main one where nil.
-    let viaInterface: LocalFacts.Interface?
-
-    /// - Returns: the egress, or the reason why this node has none and drops the packets.
-    static func resolve(_ egress: EgressPolicy.Egress, facts: LocalFacts, node: Node?) -> Result {
-        let identity = EgressIdentity(egress)
-        switch egress {
-        case .untranslated: return .serves(GatewayEgress(identity: identity, address: nil, viaInterface: nil))
-        case .defaultAddress:
-            let address =
-                facts.egressAddressV4 ?? (facts.isLive ? nil : node?.nodeV4)
-            guard let address else {
-                return .refuses("\(facts.underlayDevice), the default route's interface, has no IPv4 address")
-            }
-            return .serves(GatewayEgress(identity: identity, address: address, viaInterface: nil))
-        case .address(let address):
-            guard let interface = facts.interface(with: address) else {
-                if !facts.isLive {
-                    return .serves(GatewayEgress(identity: identity, address: address, viaInterface: nil))
-                }
-                return .refuses("egressIP \(address) is on no interface of \(facts.nodeName)")
-            }
-            let other = interface.name != facts.underlayDevice && interface.gateway != nil
-            return .serves(GatewayEgress(identity: identity, address: address, viaInterface: other ? interface : nil))
-        case .interface(let name):
-            guard let interface = facts.interface(name),
-                let address = interface.hostAddresses.first(where: { $0.family == .v4 })
-            else {
-                return .refuses("interface \(name) does not exist on \(facts.nodeName) or has no IPv4 address")
-            }
-            return .serves(
-                GatewayEgress(
-                    identity: identity, address: address,
-                    viaInterface: name == facts.underlayDevice ? nil : interface))
-        }
-    }
-
-    enum Result: Equatable {
-        case serves(GatewayEgress)
-        case refuses(String)
-    }
-
-    /// Routes for packets that leave by another interface than the default route's.
-    static func routes(table: UInt32, interface: LocalFacts.Interface) -> [Route] {
-        var routes: [Route] = []
-        let networks = Set(interface.addresses.filter { $0.family == .v4 && !$0.isHost })
-        for network in networks {
-            routes.append(Route(table: table, destination: network, kind: .device(interface.name)))
-        }
-        let way: Route.Kind = interface.gateway.map { .via($0, device: interface.name) } ?? .device(interface.name)
-        routes.append(Route(table: table, destination: .everythingV4, kind: way))
-        routes.append(
-            Route(table: table, destination: .everythingV4, kind: .unreachable, metric: Ownership.backstopMetric))
-        return routes
-    }
-}
-
-/// The table `inet culvert`.
-enum GatewayFirewall {
+/// What a gateway lets into its tunnels: the input hook of the table `inet culvert`.
+enum TunnelFilter {
     /// Beginning of the names of the overlay's devices, by which packets for this node's overlay address arrive; nil:
     /// there is no overlay.
     static func overlayDevices(_ overlay: Configuration.Overlay) -> String? {
@@ -73,93 +11,11 @@ enum GatewayFirewall {
         case .none: nil
         }
     }
-    static let sourcePriority: Int32 = -300
-    static let sourceNATPriority: Int32 = 100 - 10
-
-    /// One policy table of this node's pods.
-    struct PodSet {
-        let table: UInt32
-        let pods: Set<IPAddress>
-        let destinations: [ClosedRange<UInt32>]
-    }
-
-    static func table(
-        tunnels: TunnelLinks, node: Node?, index: NodeIndex, serving: [GatewayEgress], podSets: [PodSet],
-        overlay: Configuration.Overlay = .cilium, mesh: MeshPlan? = nil
-    ) -> FirewallTable {
-        var sets: [FirewallSet] = []
-        let local = tunnels.local
-        // What only gateways and members of a mesh need: a node that receives nothing is spared every other node's change.
-        let receives = !serving.isEmpty || mesh != nil
-        let sources =
-            receives ? InnerSources(node: node, index: index, local: local, overlay: overlay, mesh: mesh) : nil
-        if let sources {
-            sets += sources.sets
-            let keys = serving.map(\.identity).filter { $0 != .defaultAddress }
-            sets.append(
-                FirewallSet(
-                    name: "egress_keys", key: .number, interval: false,
-                    elements: keys.map { .init(first: $0.key, last: $0.key) }))
-        }
-        for set in podSets {
-            sets.append(
-                FirewallSet(
-                    name: "pods_\(set.table)", key: .address, interval: false,
-                    elements: set.pods.map { .init(first: $0.v4Value, last: $0.v4Value) }))
-            sets.append(
-                FirewallSet(
-                    name: "dst_\(set.table)", key: .address, interval: true,
-                    elements: set.destinations.map { .init(first: $0.lowerBound, last: $0.upperBound) }))
-        }
-        // Pods of other nodes, whose connections leave here: both directions of their handshakes pass the forward hook.
-        if receives {
-            let ranges = index.podRanges.map { UInt32($0 >> 32)...UInt32(truncatingIfNeeded: $0) }
-            sets.append(
-                FirewallSet(
-                    name: "remote_pods", key: .address, interval: true,
-                    elements: IPRanges.merge(ranges).map { .init(first: $0.lowerBound, last: $0.upperBound) }))
-        }
-
-        var chains = [
-            inputChain(
-                tunnels: tunnels, local: local, serving: serving, overlay: overlay, mesh: mesh != nil, sources: sources)
-        ]
-        chains.append(
-            FirewallChain(
-                name: "prerouting", kind: .filter, hook: .prerouting, priority: sourcePriority,
-                rules: podSets.map { set in
-                    FirewallRule([
-                        .incoming(Ownership.linkPrefix, prefix: true, negated: true), .ipv4Only,
-                        .lookup([.sourceAddress], set: "pods_\(set.table)", negated: false),
-                        .lookup([.destinationAddress], set: "dst_\(set.table)", negated: false), .notrack,
-                    ])
-                }))
-        chains.append(clampChain(tunnels: tunnels, serving: serving))
-        chains.append(
-            FirewallChain(
-                name: "postrouting", kind: .nat, hook: .postrouting, priority: sourceNATPriority,
-                rules: serving.flatMap { egress in
-                    guard let address = egress.address else { return [FirewallRule]() }
-                    return tunnels.devices(of: egress.identity).map { device in
-                        // What the device itself sends, encapsulated, has it as its incoming interface too. And by the
-                        // same tunnels come other locations' packets for pods here.
-                        FirewallRule(
-                            [.ipv4Only, .match(.sourceAddress, local.v4Value, negated: true)]
-                                + (mesh == nil
-                                    ? [] : [.lookup([.destinationAddress], set: "remote_pods", negated: true)])
-                                + [
-                                    .incoming(device, prefix: false, negated: false),
-                                    .outgoing(Ownership.linkPrefix, prefix: true, negated: true), .snat(address),
-                                ])
-                    }
-                } + (mesh?.locationTranslation ?? [])))
-        return FirewallTable(chains: chains, sets: sets + (mesh?.firewallSets ?? []))
-    }
 
     /// Outer source and the inner sources that it may send: its pod CIDRs, its own node and overlay addresses, and what
     /// lies behind it. One set per prefix length that occurs, which are few: each is a hash table, so that one node's
     /// change costs the kernel the same in a cluster of any size.
-    private struct InnerSources {
+    struct InnerSources {
         /// The sets of one kind of sender, by prefix length, the longest first.
         struct Group {
             let name: String
@@ -218,8 +74,9 @@ enum GatewayFirewall {
         let name: String
     }
 
-    /// Judges tunnel packets on the outer packet, while both headers can be seen.
-    private static func inputChain(
+    /// Judges tunnel packets on the outer packet, while both headers can be seen. What is let in gets the mark that the rules
+    /// about tunnels ask for: without this table nothing that comes out of a tunnel goes anywhere.
+    static func chain(
         tunnels: TunnelLinks, local: IPAddress, serving: [GatewayEgress], overlay: Configuration.Overlay, mesh: Bool,
         sources: InnerSources?
     ) -> FirewallChain {
@@ -247,7 +104,8 @@ enum GatewayFirewall {
                         [.sourceAddress, inner], set: group.setName(length), negated: false)
                     rules.append(
                         FirewallRule(
-                            base + interface + envelope.wellFormed + [source, .counter, .accept],
+                            base + interface + envelope.wellFormed
+                                + [source, .counter, .setMark(Ownership.acceptedMark), .accept],
                             comment: "\(envelope.name): \(comment), /\(length)"))
                 }
             }
@@ -318,21 +176,5 @@ enum GatewayFirewall {
                     name: "vxlan to self"),
             ]
         }
-    }
-
-    /// Adopted pods have no routes with the smaller MTU, so handshakes through the gateway are clamped.
-    private static func clampChain(tunnels: TunnelLinks, serving: [GatewayEgress]) -> FirewallChain {
-        var rules: [FirewallRule] = []
-        if !serving.isEmpty, let smallest = tunnels.tunnels.values.map(\.podMTU).min() {
-            let clamp = FirewallStatement.clampMSS(UInt16(clamping: smallest - 40))
-            rules.append(
-                FirewallRule([.incoming(Ownership.linkPrefix, prefix: true, negated: false), .tcpSyn, clamp]))
-            rules.append(
-                FirewallRule([
-                    .incoming("cilium_", prefix: true, negated: true), .ipv4Only,
-                    .lookup([.destinationAddress], set: "remote_pods", negated: false), .tcpSyn, clamp,
-                ]))
-        }
-        return FirewallChain(name: "forward", kind: .filter, hook: .forward, priority: -150, rules: rules)
     }
 }

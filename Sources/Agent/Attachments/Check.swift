@@ -1,0 +1,42 @@
+import CNI
+import HelperProtocol
+import Model
+import Netlink
+import Planner
+
+extension NodeAgent {
+    /// CHECK: kernel and pod against the attachment.
+    func check(_ request: HelperRequest, _ pod: PodNetwork) throws(CNIError) {
+        func failed(_ message: String, _ details: String = "") -> CNIError {
+            CNIError(.checkFailed, message, details: details)
+        }
+        let id = "\(request.containerID)_\(request.interfaceName)"
+        guard let attachment = attachments[id] else { throw failed("there is no attachment \(id)") }
+        let claimed = Set(
+            request.addresses.compactMap { IPAddress(String($0.split(separator: "/").first ?? "")) }.map {
+                IPNetwork(host: $0)
+            })
+        guard claimed == Set(attachment.addresses) else {
+            throw failed("prevResult has other addresses than the attachment \(id)")
+        }
+        guard isInformed else {
+            throw CNIError(
+                .tryAgainLater, "the inventory is not known, so nobody knows what the kernel should have",
+                details: unknown.joined(separator: "; "))
+        }
+        let differences: [String]
+        let present: [KernelRoute]
+        do {
+            differences = try reconciler.differences(plan.host)
+            present = try pod.ownRoutes()
+        } catch { throw CNIError(.datapathFailure, "\(error)") }
+        guard differences.isEmpty else {
+            throw failed("the kernel differs from the plan", differences.prefix(5).joined(separator: "; "))
+        }
+        for (destination, mtu) in attachment.podRoutes.sorted(by: { $0.key < $1.key }) {
+            guard present.contains(where: { $0.destination == destination && Int($0.mtu) == mtu }) else {
+                throw failed("the pod has lost its route to \(destination) with mtu \(mtu)")
+            }
+        }
+    }
+}

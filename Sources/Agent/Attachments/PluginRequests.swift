@@ -1,0 +1,72 @@
+import CNI
+import HelperProtocol
+import Inventory
+import Logging
+import Model
+import Netlink
+import Planner
+
+/// What the plugin asks, verb by verb.
+extension NodeAgent {
+    /// Serves one request. `descriptor` is the pod's netlink socket, already checked, or -1; it is closed here.
+    public func serve(_ request: HelperRequest, descriptor: Int32) async -> HelperResponse {
+        let pod: PodNetwork?
+        do { pod = descriptor >= 0 ? try PodNetwork(adopting: descriptor) : nil } catch {
+            return .failed(CNIError(.datapathFailure, "\(error)"))
+        }
+        do throws(CNIError) {
+            switch request.command {
+            case .add:
+                guard let pod else { throw CNIError(.requestRefused, "ADD came without the pod's netlink socket") }
+                try await waitForInventory(request)
+                try await identify(request)
+                do throws(CNIError) { return .done(routes: try add(request, pod)) } catch {
+                    if error.code == CNIError.Code.policyRefused.rawValue { record(error, request) }
+                    throw error
+                }
+            case .check:
+                guard let pod else { throw CNIError(.requestRefused, "CHECK came without the pod's netlink socket") }
+                try check(request, pod)
+            case .del: delete(request)
+            case .gc: collectGarbage(request)
+            case .status: try checkStatus()
+            case .version: break
+            }
+            return .done(routes: [])
+        } catch {
+            logger.warning(
+                "\(request.command.rawValue) failed",
+                metadata: [
+                    "container": "\(request.containerID)", "code": "\(error.code)", "error": "\(error.message)",
+                    "details": "\(error.details)",
+                ])
+            return .failed(error)
+        }
+    }
+
+    /// An Event on a pod that may not start.
+    private func record(_ error: CNIError, _ request: HelperRequest) {
+        guard !request.podNamespace.isEmpty, !request.podName.isEmpty else { return }
+        let event = ObjectEvent(
+            .pod(namespace: request.podNamespace, name: request.podName, uid: request.podUID),
+            reason: "EgressRefused", message: error.message)
+        let source = source
+        Task { await source.record(event) }
+    }
+
+    /// STATUS fails only where an ADD would fail now.
+    private func checkStatus() throws(CNIError) {
+        guard isInformed, unknown.isEmpty else {
+            throw CNIError(
+                .notAvailable, "the inventory is not known completely", details: unknown.joined(separator: "; "))
+        }
+    }
+}
+
+extension HelperRequest {
+    /// The inventory's pod is the one that this request is about.
+    func isOf(_ pod: Pod) -> Bool {
+        !podName.isEmpty && pod.namespace == podNamespace && pod.name == podName
+            && (podUID.isEmpty || pod.hasUID(podUID))
+    }
+}

@@ -1,0 +1,66 @@
+import Model
+import Planner
+
+/// The first line of status: one word, and what it is about.
+public struct StatusSummary: Equatable, Sendable {
+    public enum Level: String, Sendable {
+        case ok = "OK"
+        /// Something is not as it should be; no pod is cut off by it.
+        case degraded = "DEGRADED"
+        /// Some pod is cut off from what it may send to, or no pod can start.
+        case held = "HELD"
+    }
+    public let level: Level
+    /// What is wrong, most important first, with counts.
+    public let reasons: [String]
+    /// Why the node is not ready for pods; empty when it is.
+    public let unready: String
+
+    public init(_ node: NodeSnapshot) {
+        var held: [String] = []
+        var degraded: [String] = []
+        var unready = ""
+        if !node.unknown.isEmpty {
+            let why = node.unknown.joined(separator: "; ")
+            if node.isInformed {
+                held.append("no pod can start, and the last inventory stays in force: the inventory is not known completely: \(why)")
+            } else {
+                held.append("no pod can start, and the kernel stays as it is: the inventory is not known completely: \(why)")
+            }
+            unready = held[0]
+        }
+        func pods(_ count: Int) -> String { count == 1 ? "1 pod is" : "\(count) pods are" }
+        let cutOff = node.plan.attachments.filter(\.isHeld)
+        if let first = cutOff.first {
+            held.append("\(pods(cutOff.count)) held: \(first.attachment.displayName): \(first.holds.first ?? "")")
+        }
+        if !node.failures.isEmpty {
+            let first = node.failures[0]
+            degraded.append(
+                "the kernel is not as planned (\(node.failures.count) refused): \(first.message)")
+            if unready.isEmpty { unready = degraded[0] }
+        }
+        let kept = node.plan.attachments.filter { !$0.isHeld && !$0.holds.isEmpty }
+        if let first = kept.first {
+            degraded.append(
+                "\(kept.count == 1 ? "1 pod goes" : "\(kept.count) pods go") on with what a policy said before: "
+                    + "\(first.attachment.displayName): \(first.holds.first ?? "")")
+        }
+        let refused = node.plan.policies.filter { $0.problem.hasPrefix("refused: ") }
+        if let first = refused.first {
+            degraded.append(
+                "\(refused.count == 1 ? "1 policy is" : "\(refused.count) policies are") refused: \(first.name): "
+                    + "\(first.problem.dropFirst("refused: ".count))")
+        }
+        if !node.meshProblem.isEmpty { degraded.append("WireGuard is not as planned: \(node.meshProblem)") }
+        if !node.storeProblem.isEmpty { degraded.append("cannot be kept on disk: \(node.storeProblem)") }
+        level = held.isEmpty ? degraded.isEmpty ? .ok : .degraded : .held
+        reasons = held + degraded
+        self.unready = unready
+    }
+
+    /// One line.
+    public var line: String {
+        reasons.isEmpty ? level.rawValue : "\(level.rawValue): \(reasons.joined(separator: "; "))"
+    }
+}

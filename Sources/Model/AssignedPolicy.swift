@@ -1,0 +1,81 @@
+/// A policy as one pod has it: what the policy claims, and which gateways it may use.
+///
+/// Kept on disk with the attachment, so that a live pod has it still when the policy is refused or cannot be read later.
+public struct AssignedPolicy: Equatable, Sendable {
+    public enum Standing: Equatable, Sendable {
+        case inForce
+        /// The policy is refused now, for this reason; the pod goes on with what the policy said before.
+        case kept(String)
+        /// The policy is refused, for this reason, and the pod never had it: what it claims is unreachable.
+        case held(String)
+    }
+    public let source: EgressPolicy.Source
+    public let name: String
+    public let destinations: [IPNetwork]
+    /// Taken away from this policy's own destinations only.
+    public let exclusions: [IPNetwork]
+    public let egress: EgressPolicy.Egress
+    /// Names of the nodes that may be its gateway, in order of preference.
+    public let gateways: [String]
+    public let standing: Standing
+    /// What its next hop is numbered by: the policy's slot and the gateways that it may use. Which of them is active may
+    /// change under one number; another set of gateways is another number, so that no pod meets a gateway of somebody else
+    /// while pods and policies change at once.
+    public let slot: String
+    /// What a table is numbered by: the slot, and all that it claims.
+    public let content: String
+
+    public init(
+        source: EgressPolicy.Source, name: String, destinations: [IPNetwork], exclusions: [IPNetwork] = [],
+        egress: EgressPolicy.Egress = .defaultAddress, gateways: [String] = [], standing: Standing = .inForce
+    ) {
+        self.source = source
+        self.name = name
+        self.destinations = destinations
+        self.exclusions = exclusions
+        self.egress = egress
+        self.gateways = gateways
+        self.standing = standing
+        var hash = Hash()
+        for name in gateways { hash.add(name) }
+        hash.add("\(egress)")
+        slot = "\(source.rawValue)/\(name)#0@\(hash.text)"
+        for network in destinations { hash.add(network) }
+        hash.add("except")
+        for network in exclusions { hash.add(network) }
+        if case .held = standing { hash.add("held") }
+        content = "\(source.rawValue)/\(name)#0@\(hash.text)"
+    }
+
+    /// FNV-1a, 64 bits (draft-eastlake-fnv, section 2): tells two contents of one policy apart.
+    private struct Hash {
+        private var value: UInt64 = 0xCBF2_9CE4_8422_2325
+        private mutating func add(byte: UInt8) { value = (value ^ UInt64(byte)) &* 0x100_0000_01B3 }
+        mutating func add(_ text: String) {
+            for byte in text.utf8 { add(byte: byte) }
+            add(byte: 0)
+        }
+        mutating func add(_ network: IPNetwork) {
+            for byte in network.address.bytes { add(byte: byte) }
+            add(byte: UInt8(network.prefixLength))
+        }
+        var text: String { String(value, radix: 16) }
+    }
+
+    /// The same content with another standing.
+    public func with(_ standing: Standing) -> AssignedPolicy {
+        AssignedPolicy(
+            source: source, name: name, destinations: destinations, exclusions: exclusions, egress: egress,
+            gateways: gateways, standing: standing)
+    }
+
+    public var isHeld: Bool { if case .held = standing { true } else { false } }
+    /// Why it is not simply in force; empty when it is.
+    public var reason: String {
+        switch standing {
+        case .inForce: ""
+        case .kept(let reason), .held(let reason): reason
+        }
+    }
+    public func isOf(_ policy: EgressPolicy) -> Bool { source == policy.source && name == policy.name }
+}

@@ -1,0 +1,48 @@
+import Model
+
+/// The table `inet culvert`, put together.
+enum FirewallPlan {
+    /// - Parameter tunnels: nil where this node's overlay address is not known.
+    static func table(
+        tunnels: TunnelLinks?, node: Node?, index: NodeIndex, serving: [GatewayEgress], tables: PolicyTables,
+        overlay: Configuration.Overlay, mesh: MeshPlan?
+    ) -> FirewallTable {
+        var sets: [FirewallSet] = []
+        var chains: [FirewallChain] = []
+        // What only gateways and members of a mesh need: a node that receives nothing is spared every other node's change.
+        let receives = tunnels != nil && (!serving.isEmpty || mesh != nil)
+        if let tunnels {
+            let sources =
+                receives
+                ? TunnelFilter.InnerSources(
+                    node: node, index: index, local: tunnels.local, overlay: overlay, mesh: mesh) : nil
+            if let sources {
+                sets += sources.sets
+                let keys = serving.map(\.identity).filter { $0 != .defaultAddress }
+                sets.append(
+                    FirewallSet(
+                        name: "egress_keys", key: .number, interval: false,
+                        elements: keys.map { .init(first: $0.key, last: $0.key) }))
+            }
+            chains.append(
+                TunnelFilter.chain(
+                    tunnels: tunnels, local: tunnels.local, serving: serving, overlay: overlay, mesh: mesh != nil,
+                    sources: sources))
+        }
+        sets += PodGuard.sets(tables)
+        // Pods of other nodes, whose connections leave here: both directions of their handshakes pass the forward hook.
+        if receives {
+            let ranges = index.podRanges.map { UInt32($0 >> 32)...UInt32(truncatingIfNeeded: $0) }
+            sets.append(
+                FirewallSet(
+                    name: "remote_pods", key: .address, interval: true,
+                    elements: IPRanges.merge(ranges).map { .init(first: $0.lowerBound, last: $0.upperBound) }))
+        }
+        chains += [
+            PodGuard.trackingChain(tables), PodGuard.guardChain(tables),
+            SegmentSizeClamp.chain(tunnels: tunnels, serving: serving),
+            SourceTranslation.chain(tunnels: tunnels, serving: serving, mesh: mesh),
+        ]
+        return FirewallTable(chains: chains, sets: sets + (mesh?.firewallSets ?? []))
+    }
+}

@@ -1,0 +1,91 @@
+import Model
+
+/// What is kept from one plan to the next, so that a plan costs work in proportion to what has changed. Only a memory: a plan
+/// is the same whatever memory it is given.
+public struct PlannerMemory: Sendable {
+    var nodes = NodeIndex()
+
+    /// The catalogue of policies, and what it was made of.
+    struct CatalogueInputs: Equatable, Sendable {
+        var configuration: Configuration
+        var nodeName: String
+        var policies: [EgressPolicy]
+        var nodeLabels: [String: String]
+        var cilium: CiliumSettings?
+        /// Of the index of nodes.
+        var generation: Int
+    }
+    var catalogue: (inputs: CatalogueInputs, value: PolicyCatalogue)?
+
+    /// Grows whenever the catalogue is made anew.
+    private(set) var catalogueGeneration = 0
+
+    /// All that the choice for a pod depends on besides the pod.
+    struct AssignmentWorld: Equatable, Sendable {
+        var catalogueGeneration: Int
+        var namespaces: [String: [String: String]]
+    }
+    var assignmentWorld: AssignmentWorld?
+    struct Judged: Sendable {
+        let attachment: Attachment
+        let pod: Pod?
+        let choice: PolicyAssignment.Choice
+    }
+    var judged: [String: Judged] = [:]
+
+    /// Networks that keep their normal path, and what they were made of.
+    struct KeptInputs: Equatable, Sendable {
+        var configuration: Configuration
+        var cilium: CiliumSettings?
+        var local: IPAddress?
+        var others: [IPNetwork]
+        var generation: Int
+    }
+    var kept: (inputs: KeptInputs, value: KeptNetworks)?
+
+    /// Verdicts of policy tables by their key, and what they were made of.
+    struct Verdicts: Sendable {
+        let policies: [AssignedPolicy]
+        let keptInputs: KeptInputs
+        let v4: [EgressPolicyRoutes.Entry]
+        let v6: [EgressPolicyRoutes.Entry]
+        let claimed: [ClosedRange<UInt32>]
+    }
+    var verdicts: [String: Verdicts] = [:]
+
+    public init() {}
+
+    mutating func policyCatalogue(
+        configuration: Configuration, nodeName: String, inventory: Inventory
+    ) -> PolicyCatalogue {
+        let inputs = CatalogueInputs(
+            configuration: configuration, nodeName: nodeName, policies: inventory.policies,
+            nodeLabels: inventory.nodes[nodeName]?.labels ?? [:], cilium: inventory.cilium,
+            generation: nodes.generation)
+        if let catalogue, catalogue.inputs == inputs { return catalogue.value }
+        let value = PolicyCatalogue(
+            configuration: configuration, nodeName: nodeName, inventory: inventory, index: &nodes)
+        catalogue = (inputs, value)
+        catalogueGeneration += 1
+        return value
+    }
+
+    mutating func keptNetworks(_ inputs: KeptInputs, inventory: Inventory) -> KeptNetworks {
+        if let kept, kept.inputs == inputs { return kept.value }
+        let value = KeptNetworks(
+            configuration: inputs.configuration, inventory: inventory, local: inputs.local, index: nodes,
+            others: inputs.others)
+        // Where the networks are the same all the same, what was worked out with them still holds.
+        if let kept, kept.value == value {
+            verdicts = verdicts.mapValues { $0.keptInputs == kept.inputs ? $0.with(inputs) : $0 }
+        }
+        kept = (inputs, value)
+        return value
+    }
+}
+
+extension PlannerMemory.Verdicts {
+    func with(_ inputs: PlannerMemory.KeptInputs) -> Self {
+        .init(policies: policies, keptInputs: inputs, v4: v4, v6: v6, claimed: claimed)
+    }
+}

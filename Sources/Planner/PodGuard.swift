@@ -1,0 +1,54 @@
+import Model
+
+/// What the firewall of a pod's own node does with the traffic that a policy claims.
+enum PodGuard {
+    /// Before connection tracking.
+    static let trackingPriority: Int32 = -300
+    static let guardPriority: Int32 = -150
+    static let comment = "pods: claimed traffic past its tunnel"
+
+    /// The pods of each policy table, and what is claimed of them.
+    static func sets(_ tables: PolicyTables) -> [FirewallSet] {
+        tables.tables.flatMap { table in
+            [
+                FirewallSet(
+                    name: pods(table), key: .address, interval: false,
+                    elements: table.podsV4.map { .init(first: $0.v4Value, last: $0.v4Value) }),
+                FirewallSet(
+                    name: destinations(table), key: .address, interval: true,
+                    elements: table.claimed.map { .init(first: $0.lowerBound, last: $0.upperBound) }),
+            ]
+        }
+    }
+
+    private static func pods(_ table: PolicyTables.Table) -> String { "pods_\(table.number)" }
+    private static func destinations(_ table: PolicyTables.Table) -> String { "dst_\(table.number)" }
+
+    private static func claimed(_ table: PolicyTables.Table) -> [FirewallStatement] {
+        [
+            .incoming(Ownership.linkPrefix, prefix: true, negated: true), .ipv4Only,
+            .lookup([.sourceAddress], set: pods(table), negated: false),
+            .lookup([.destinationAddress], set: destinations(table), negated: false),
+        ]
+    }
+
+    /// Replies come back past netfilter, so connections by a tunnel are not tracked here.
+    static func trackingChain(_ tables: PolicyTables) -> FirewallChain {
+        FirewallChain(
+            name: "prerouting", kind: .filter, hook: .prerouting, priority: trackingPriority,
+            rules: tables.tables.map { FirewallRule(claimed($0) + [.notrack]) })
+    }
+
+    /// A second line behind the pod's rules: where somebody deletes them, what is claimed is dropped rather than sent out by
+    /// another way. (eBPF host routing does not ask netfilter; there the pod's second rule does this.)
+    static func guardChain(_ tables: PolicyTables) -> FirewallChain {
+        FirewallChain(
+            name: "guard", kind: .filter, hook: .forward, priority: guardPriority,
+            rules: tables.tables.map { table in
+                FirewallRule(
+                    claimed(table) + [
+                        .outgoing(Ownership.linkPrefix, prefix: true, negated: true), .counter, .drop,
+                    ], comment: "\(comment), table \(table.number)")
+            })
+    }
+}

@@ -1,0 +1,24 @@
+import Model
+
+/// Routes inside a pod that carry the smaller path MTU, beside the default route of the plugin before us.
+enum PodRoutes {
+    /// The smallest path MTU over all gateways that a policy may use, bytes; nil where it has none.
+    static func mtu(of policy: AssignedPolicy, tunnels: TunnelLinks?, overlay: (String) -> IPAddress?) -> Int? {
+        let identity = EgressIdentity(policy.egress)
+        return policy.gateways.compactMap { gateway in
+            overlay(gateway).flatMap { tunnels?.tunnel(gateway: $0, identity: identity)?.podMTU }
+        }.min()
+    }
+
+    /// One route per destination that the table claims.
+    static func routes(
+        _ table: PolicyTables.Table, mtu: (AssignedPolicy) -> Int?
+    ) -> (routes: [AttachmentPlan.PodRoute], smallest: Int?) {
+        let mtus = table.policies.map(mtu)
+        let routes = table.v4.compactMap { entry -> AttachmentPlan.PodRoute? in
+            guard case .claimed(let index) = entry.verdict, let mtu = mtus[index] else { return nil }
+            return .init(destination: entry.prefix, mtu: mtu)
+        }
+        return (routes, mtus.compactMap { $0 }.min())
+    }
+}

@@ -1,0 +1,118 @@
+import Model
+
+/// The routing tables of the pods here, one per distinct set of policies and what they say, and the rules that lead to them.
+///
+/// A table is never changed to mean something else for its pods: where a policy says something new, they get another table,
+/// pod by pod, and the old one goes when nobody is left. (Only what keeps its normal path is changed in place.)
+struct PolicyTables {
+    struct Table {
+        let number: UInt32
+        let policies: [AssignedPolicy]
+        let v4: [EgressPolicyRoutes.Entry]
+        let v6: [EgressPolicyRoutes.Entry]
+        /// IPv4 destinations that the table claims, disjoint, in order.
+        let claimed: [ClosedRange<UInt32>]
+        fileprivate(set) var pods: [IPAddress] = []
+        var podsV4: [IPAddress] { pods.filter { $0.family == .v4 } }
+        var claimsV6: Bool { v6.contains { $0.verdict != .thrown } }
+    }
+    /// By number.
+    let tables: [Table]
+    private let placeByAttachment: [String: Int]
+
+    /// What a set of policies is numbered by.
+    static func key(_ policies: [AssignedPolicy]) -> String { policies.map(\.content).joined(separator: "|") }
+
+    /// - Parameter numbers: of tables, by key.
+    init(
+        attachments: [Attachment], assignment: PolicyAssignment, numbers: AssignedIDs.Numbers, kept: KeptNetworks,
+        keptInputs: PlannerMemory.KeptInputs, memory: inout PlannerMemory
+    ) {
+        var places: [String: Int] = [:]
+        var placeByAttachment: [String: Int] = [:]
+        var found: [Table] = []
+        var verdicts: [String: PlannerMemory.Verdicts] = [:]
+        for attachment in attachments {
+            guard let policies = assignment.choices[attachment.id]?.policies, !policies.isEmpty else { continue }
+            let key = PolicyTables.key(policies)
+            guard let number = numbers[key] else { continue }
+            let place: Int
+            if let known = places[key] {
+                place = known
+            } else {
+                let known = memory.verdicts[key]
+                let entry: PlannerMemory.Verdicts
+                if let known, known.policies == policies, known.keptInputs == keptInputs {
+                    entry = known
+                } else {
+                    let v4 = EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v4, family: .v4)
+                    entry = .init(
+                        policies: policies, keptInputs: keptInputs, v4: v4,
+                        v6: EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v6, family: .v6),
+                        claimed: EgressPolicyRoutes.claimedRanges(v4))
+                }
+                verdicts[key] = entry
+                place = found.count
+                places[key] = place
+                found.append(
+                    Table(number: number, policies: policies, v4: entry.v4, v6: entry.v6, claimed: entry.claimed))
+            }
+            found[place].pods += attachment.addresses.map(\.address)
+            placeByAttachment[attachment.id] = place
+        }
+        memory.verdicts = verdicts
+        let order = found.indices.sorted { found[$0].number < found[$1].number }
+        var newPlace = [Int](repeating: 0, count: found.count)
+        for (new, old) in order.enumerated() { newPlace[old] = new }
+        tables = order.map { place in
+            var table = found[place]
+            table.pods = Array(Set(table.pods)).sorted()
+            return table
+        }
+        self.placeByAttachment = placeByAttachment.mapValues { newPlace[$0] }
+    }
+
+    func table(of attachment: Attachment) -> Table? { placeByAttachment[attachment.id].map { tables[$0] } }
+
+    /// What each table holds: a route by next hop where there is a gateway, an `unreachable` backstop under every claim, and
+    /// `throw` for what is excluded or kept.
+    func routes(_ hops: NextHops) -> [Route] {
+        var routes: [Route] = []
+        for table in tables {
+            let number = table.number
+            for entry in table.v4 {
+                switch entry.verdict {
+                case .thrown: routes.append(Route(table: number, destination: entry.prefix, kind: .throwOn))
+                case .claimed(let index):
+                    if let id = hops.id(of: table.policies[index]) {
+                        routes.append(Route(table: number, destination: entry.prefix, kind: .nextHop(id)))
+                    }
+                    routes.append(
+                        Route(
+                            table: number, destination: entry.prefix, kind: .unreachable,
+                            metric: Ownership.backstopMetric))
+                }
+            }
+            // This release routes IPv4. What a policy claims of IPv6 is unreachable, rather than open.
+            guard table.claimsV6 else { continue }
+            for entry in table.v6 {
+                routes.append(
+                    Route(
+                        table: number, destination: entry.prefix, kind: entry.verdict == .thrown ? .throwOn : .unreachable,
+                        metric: entry.verdict == .thrown ? Ownership.defaultMetricV6 : Ownership.backstopMetric))
+            }
+        }
+        return routes
+    }
+
+    /// Two rules for each address of a pod: somebody who deletes the first does not open the pod.
+    var rules: [Rule] {
+        tables.flatMap { table in
+            table.pods.filter { $0.family == .v4 || table.claimsV6 }.flatMap { pod in
+                [Ownership.podRulePriority, Ownership.secondPodRulePriority].map {
+                    Rule(priority: $0, source: IPNetwork(host: pod), table: table.number)
+                }
+            }
+        }
+    }
+}
