@@ -8,6 +8,8 @@
 public struct HelperRequest: Sendable {
     /// The most bytes that a message may have.
     public static let maximumSize = 128 * 1024
+    /// The most lists and objects in each other. The helper's threads have a small stack, and reading JSON is recursive.
+    static let maximumDepth = 32
     /// Of this protocol; a helper refuses others by name.
     public static let protocolVersion: Int64 = 1
 
@@ -58,6 +60,11 @@ public struct HelperRequest: Sendable {
 
     /// - Throws: code 103 with what is wrong with the message.
     public init(message bytes: [UInt8]) throws(CNIError) {
+        guard HelperRequest.depth(bytes) <= HelperRequest.maximumDepth else {
+            throw CNIError(
+                .requestRefused,
+                "the request has more than \(HelperRequest.maximumDepth) lists or objects in each other")
+        }
         let root: JSON
         do { root = try JSON.parse(bytes) } catch {
             throw CNIError(.requestRefused, "the request is not JSON", details: error.description)
@@ -135,6 +142,30 @@ public struct HelperRequest: Sendable {
             (48...57).contains($0) || (65...90).contains($0) || (97...122).contains($0) || $0 == 95 || $0 == 46
                 || $0 == 45
         }
+    }
+
+    /// How many lists and objects of a JSON text are in each other at most.
+    private static func depth(_ bytes: [UInt8]) -> Int {
+        var depth = 0
+        var deepest = 0
+        var isInString = false
+        var isEscaped = false
+        for byte in bytes {
+            if isEscaped {
+                isEscaped = false
+            } else if isInString {
+                isEscaped = byte == 0x5C
+                isInString = byte != 0x22
+            } else if byte == 0x22 {
+                isInString = true
+            } else if byte == 0x5B || byte == 0x7B {
+                depth += 1
+                deepest = max(deepest, depth)
+            } else if byte == 0x5D || byte == 0x7D {
+                depth -= 1
+            }
+        }
+        return deepest
     }
 
     private static func text(_ root: JSON, _ key: String) throws(CNIError) -> String {
