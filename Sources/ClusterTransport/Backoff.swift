@@ -15,7 +15,9 @@ public struct Backoff: Sendable {
 
     /// How long to wait now: half to all of the time whose turn it is, and never less than the server asks for.
     public mutating func wait(atLeast asked: Double? = nil) -> Duration {
-        let seconds = max(next * Double.random(in: 0.5...1), min(asked ?? 0, 300))
+        // A server may send any text as a number: NaN too.
+        let asked = asked.map { $0 > 0 ? min($0, 300) : 0 } ?? 0
+        let seconds = max(next * Double.random(in: 0.5...1), asked)
         next = min(next * 2, ceiling)
         return .milliseconds(Int64(seconds * 1000))
     }

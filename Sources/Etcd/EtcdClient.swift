@@ -144,7 +144,7 @@ final class EtcdClient: Sendable {
                             description: "\(endpoint): \(result["cancel_reason"]?.string ?? "the watch was canceled")",
                             isGone: EtcdClient.number(result["compact_revision"]) > 0)
                     }
-                    if result["created"]?.bool == true && now < revision - 1 {
+                    if result["created"]?.bool == true && now < revision &- 1 {
                         throw Failure(
                             description: "\(endpoint): is behind what was read before: another etcd, or one restored",
                             isGone: true)

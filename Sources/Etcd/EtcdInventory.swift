@@ -151,7 +151,7 @@ public actor EtcdInventory: InventorySource {
                     let read = try await client.range(endpoint, prefix: prefix)
                     if Task.isCancelled { return }
                     await replace(read.entries)
-                    next = read.revision + 1
+                    next = read.revision &+ 1
                     store = read.cluster
                 }
                 var reached = next ?? 1
@@ -163,7 +163,7 @@ public actor EtcdInventory: InventorySource {
                     }
                     if Task.isCancelled { return }
                     if !events.isEmpty { await take(events) }
-                    reached = max(reached, revision + 1)
+                    reached = max(reached, revision &+ 1)
                 }
                 // A watch that ends by itself goes on where it was, but not in a hurry.
                 try await Task.sleep(for: .milliseconds(500))
