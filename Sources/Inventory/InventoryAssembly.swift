@@ -77,9 +77,11 @@ public enum NodeMerge {
             // What Cilium's own IPAM says goes before the Node.
             if !cilium.podCIDRs.isEmpty { node.podCIDRs = Manifests.unique(cilium.podCIDRs) }
         }
-        node.overlayAddresses = Manifests.unique(node.overlayAddresses + Manifests.lastOverlayAddress(node))
+        node.overlayAddresses = Manifests.unique(
+            node.overlayAddresses
+                + NodeAddressAnnotations.addresses(NodeAddressAnnotations.lastOverlayAddresses, of: node.annotations))
         let (mesh, problems) = MeshAnnotationReader.read(node)
         node.mesh = mesh
-        return (node, problems)
+        return (node, NodeAddressAnnotations.problems(of: node) + problems)
     }
 }

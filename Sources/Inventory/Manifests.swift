@@ -117,28 +117,13 @@ public enum Manifests {
         return address
     }
 
-    /// An address annotation, with or without prefix length. Malformed ones are errors, as they would be traps.
-    private static func annotated(
-        _ annotations: [String: String], _ keys: [String], _ metadata: ManifestReader
-    ) throws(ManifestReader.Failure) -> [IPAddress] {
-        var addresses: [IPAddress] = []
-        for key in keys {
-            guard let text = annotations[key], !text.isEmpty, text != "-" else { continue }
-            guard let address = IPAddress(String(text.split(separator: "/")[0])) else {
-                throw metadata.fail("annotations[\"\(key)\"]", "\"\(text)\" is not an IP address")
-            }
-            addresses.append(address)
-        }
-        return addresses
-    }
-
     private static func node(_ reader: ManifestReader) throws(ManifestReader.Failure) -> Node {
         let metadata = try metadata(reader)
         var node = Node(name: try metadata.required("name"))
         node.labels = try metadata.map("labels")
         node.annotations = try metadata.map("annotations")
-        node.internalIPs = try annotated(
-            node.annotations, ["kilo.squat.ai/force-internal-ip", "kilo.squat.ai/internal-ip"], metadata)
+        node.internalIPs = NodeAddressAnnotations.addresses(
+            NodeAddressAnnotations.nodeAddresses, of: node.annotations)
         for address in try reader.object("status")?.objects("addresses") ?? [] {
             switch try address.string("type") ?? "" {
             case "InternalIP": node.internalIPs += [try Manifests.address(address, "address")].compactMap { $0 }
@@ -146,8 +131,8 @@ public enum Manifests {
             default: break
             }
         }
-        node.overlayAddresses = try annotated(
-            node.annotations, ["kilo.squat.ai/cilium-internal-ip", "kilo.squat.ai/cni-compatibility-ip"], metadata)
+        node.overlayAddresses = NodeAddressAnnotations.addresses(
+            NodeAddressAnnotations.overlayAddresses, of: node.annotations)
         if let spec = try reader.object("spec") {
             node.podCIDRs = try spec.networks("podCIDRs")
             if node.podCIDRs.isEmpty, let text = try spec.string("podCIDR"), !text.isEmpty {
@@ -157,22 +142,12 @@ public enum Manifests {
                 node.podCIDRs = [network]
             }
         }
-        for key in ["network.cilium.io/ipv4-pod-cidr", "network.cilium.io/ipv6-pod-cidr"] {
-            guard let text = node.annotations[key], !text.isEmpty else { continue }
-            guard let network = IPNetwork(text) else {
-                throw metadata.fail("annotations[\"\(key)\"]", "\"\(text)\" is not a network in CIDR notation")
-            }
-            if !node.podCIDRs.contains(where: { $0.family == network.family }) { node.podCIDRs.append(network) }
+        for network in NodeAddressAnnotations.networks(NodeAddressAnnotations.podCIDRs, of: node.annotations)
+        where !node.podCIDRs.contains(where: { $0.family == network.family }) {
+            node.podCIDRs.append(network)
         }
         node.internalIPs = unique(node.internalIPs)
         return node
-    }
-
-    /// `network.cilium.io/ipv4-cilium-host`: the last choice for the overlay address, after CiliumNode.
-    static func lastOverlayAddress(_ node: Node) -> [IPAddress] {
-        ["network.cilium.io/ipv4-cilium-host", "network.cilium.io/ipv6-cilium-host"].compactMap {
-            node.annotations[$0].flatMap { IPAddress($0) }
-        }
     }
 
     static func unique<T: Hashable>(_ values: [T]) -> [T] {

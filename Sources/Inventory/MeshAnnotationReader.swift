@@ -62,33 +62,19 @@ enum MeshAnnotationReader {
             }
         }
 
-        // "-" and "" of force-internal-ip say that there is none; of internal-ip that none was found.
-        func address(_ key: String) -> InterfaceAddress? {
-            value(key, "an address in CIDR notation") { text in
-                guard text != "-" else { return .some(nil) }
-                return interfaceAddress(text).map { .some($0) }
-            } ?? nil
-        }
+        // "-" and "" of force-internal-ip say that there is none; of internal-ip that none was found. (A malformed one is
+        // reported with the node's other addresses.)
         if let forced = text("force-internal-ip"), forced.isEmpty || forced == "-" {
             mesh.privateAddress = nil
-        } else if let forced = address("force-internal-ip") {
+        } else if let forced = NodeAddressAnnotations.address(prefix + "force-internal-ip", of: node.annotations) {
             mesh.privateAddress = forced
-        } else if let own = text("internal-ip") {
-            mesh.privateAddress = own.isEmpty ? nil : address("internal-ip")
+        } else if text("internal-ip") != nil {
+            mesh.privateAddress = NodeAddressAnnotations.address(prefix + "internal-ip", of: node.annotations)
         } else {
             mesh.privateAddress = node.internalIPs.first { $0.family == .v4 && !$0.isPublic }.map {
                 InterfaceAddress($0)
             }
         }
         return (mesh, problems)
-    }
-
-    /// `ADDRESS/LENGTH` or `ADDRESS`, the host part kept.
-    static func interfaceAddress(_ text: String) -> InterfaceAddress? {
-        let parts = text.split(separator: "/", omittingEmptySubsequences: false)
-        guard parts.count <= 2, let address = IPAddress(String(parts[0])) else { return nil }
-        guard parts.count == 2 else { return InterfaceAddress(address) }
-        guard let length = Int(parts[1]), (0...address.family.bits).contains(length) else { return nil }
-        return InterfaceAddress(address, prefixLength: length)
     }
 }

@@ -54,6 +54,9 @@ public enum YAMLDocuments {
         case .scalar(let scalar):
             if scalar.style != .plain && scalar.style != .any { return .string(scalar.string) }
             if node.null != nil { return .null }
+            // Yams reads YAML 1.1's numbers to the base 60, `1:30`, and traps where such a number overflows. Kubernetes'
+            // own YAML has none.
+            if scalar.string.utf8.contains(UInt8(ascii: ":")) { return .string(scalar.string) }
             if let value = node.bool { return .bool(value) }
             if let value = node.int { return .integer(Int64(value)) }
             if let value = node.float { return .real(value) }

@@ -35,10 +35,6 @@ struct ManifestTests {
             1, "status.addresses[0].address", "1.2.3"
         ),
         (
-            "apiVersion: v1\nkind: Node\nmetadata: {name: n, annotations: {kilo.squat.ai/internal-ip: what}}", 1,
-            "metadata.annotations[\"kilo.squat.ai/internal-ip\"]", "what"
-        ),
-        (
             "apiVersion: cilium.io/v2\nkind: CiliumNode\nmetadata: {name: n}\nspec: {ipam: {podCIDRs: [x]}}", 1,
             "spec.ipam.podCIDRs[0]", "x"
         ),
