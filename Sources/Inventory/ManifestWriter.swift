@@ -166,8 +166,15 @@ public enum ManifestWriter {
         case .untranslated: spec.append(.init("snat", .bool(false)))
         }
         spec.append(.init("egressGateway", .object(gateway)))
-        // A policy that was refused for a field of this name is refused again.
-        if !policy.refusal.isEmpty { spec.append(.init("refused", .string(policy.refusal))) }
+        // What a refused policy was refused for is not written here: so that it is refused again, and for that reason.
+        if !policy.refusal.isEmpty {
+            spec.append(
+                .init(
+                    PolicyManifest.cachedRefusal,
+                    .make(
+                        ("reason", .string(policy.refusal)), ("unknownSelectors", .bool(policy.hasUnknownSelectors)),
+                        ("unknownDestinations", .bool(policy.hasUnknownDestinations)))))
+        }
         return make(
             policy.source == .cilium ? "cilium.io/v2" : "culvert.dev/v1alpha1", policy.source.rawValue,
             metadata(name: policy.name), ("spec", .object(spec)))

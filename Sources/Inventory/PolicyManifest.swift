@@ -3,93 +3,116 @@ import Model
 
 /// CiliumEgressGatewayPolicy and EgressPolicy.
 ///
-/// A field that this release does not support refuses the whole policy, because ignoring it would widen it. A wrong
-/// value is an error of the file.
-enum PolicyManifest {
+/// A policy whose name can be read never fails its file. A field that this release does not support (ignoring it would
+/// widen the policy) or a malformed value refuses the whole policy; what could be read is filled in, and
+/// `hasUnknownSelectors` and `hasUnknownDestinations` say what could not.
+struct PolicyManifest {
     typealias Failure = ManifestReader.Failure
 
+    private var policy: EgressPolicy
+
+    /// - Throws: where the policy has no name.
     static func read(_ reader: ManifestReader, _ source: EgressPolicy.Source) throws(Failure) -> EgressPolicy {
-        var policy = EgressPolicy(name: try Manifests.metadata(reader).required("name"), source: source)
-        guard let spec = try reader.object("spec") else { throw reader.fail("spec", "is missing") }
-        var known: Set = ["selectors", "destinationCIDRs", "excludedCIDRs", "egressGateway"]
-        if source == .culvert { known.insert("snat") }
-        refuse(&policy, spec.unknownMember(besides: known))
-
-        policy.destinations = try spec.networks("destinationCIDRs")
-        if policy.destinations.isEmpty { throw spec.fail("destinationCIDRs", "is missing or empty") }
-        policy.exclusions = try spec.networks("excludedCIDRs")
-        for selector in try spec.objects("selectors") ?? [] {
-            refuse(&policy, selector.unknownMember(besides: ["podSelector", "namespaceSelector", "nodeSelector"]))
-            policy.selectors.append(
-                EgressPolicy.Selector(
-                    pod: try labelSelector(selector, "podSelector", &policy),
-                    namespace: try labelSelector(selector, "namespaceSelector", &policy),
-                    node: try labelSelector(selector, "nodeSelector", &policy)))
+        var manifest = PolicyManifest(
+            policy: EgressPolicy(name: try Manifests.metadata(reader).required("name"), source: source))
+        do throws(Failure) {
+            guard let spec = try reader.object("spec") else { throw reader.fail("spec", "is missing") }
+            manifest.read(spec)
+        } catch {
+            manifest.refuse(error)
+            manifest.policy.hasUnknownSelectors = true
+            manifest.policy.hasUnknownDestinations = true
         }
-        guard let gateway = try spec.object("egressGateway") else {
-            // With several gateways the policy is refused already.
-            if !policy.refusal.isEmpty { return policy }
-            throw spec.fail("egressGateway", "is missing")
-        }
-        refuse(&policy, gateway.unknownMember(besides: ["nodeSelector", "egressIP", "interface"]))
-        guard let nodeSelector = try labelSelector(gateway, "nodeSelector", &policy) else {
-            throw gateway.fail("nodeSelector", "is missing")
-        }
-        policy.gatewaySelector = nodeSelector
-        try readEgress(spec, gateway, &policy)
-        if policy.destinations.contains(where: { $0.family == .v6 }) && policy.refusal.isEmpty
-            && policy.destinations.allSatisfy({ $0.family == .v6 })
-        {
-            policy.refusal = "spec.destinationCIDRs has only IPv6 networks, and this release routes IPv4"
-        }
-        return policy
+        return manifest.policy
     }
 
-    private static func readEgress(
-        _ spec: ManifestReader, _ gateway: ManifestReader, _ policy: inout EgressPolicy
-    ) throws(Failure) {
-        let addressText = try gateway.string("egressIP") ?? ""
-        let interface = try gateway.string("interface") ?? ""
-        let translated = policy.source == .culvert ? try spec.bool("snat") ?? true : true
-        if !addressText.isEmpty && !interface.isEmpty {
-            throw gateway.fail("egressIP", "cannot be set together with interface")
+    private mutating func read(_ spec: ManifestReader) {
+        readCachedRefusal(spec)
+        var known: Set = [
+            "selectors", "destinationCIDRs", "excludedCIDRs", "egressGateway", PolicyManifest.cachedRefusal,
+        ]
+        if policy.source == .culvert { known.insert("snat") }
+        attempt { (_) throws(Failure) in try PolicyManifest.only(known, in: spec) }
+        readSelectors(spec)
+        readNetworks(spec)
+        attempt { (manifest) throws(Failure) in try manifest.readGateway(spec) }
+        if !policy.destinations.isEmpty && policy.destinations.allSatisfy({ $0.family == .v6 }) {
+            refuse("spec.destinationCIDRs has only IPv6 networks, and this release routes IPv4")
         }
-        if !translated && !(addressText.isEmpty && interface.isEmpty) {
-            throw spec.fail(
-                "snat", "false leaves the pod's own address, so egressIP and interface make no sense with it")
+    }
+
+    // MARK: refusing
+
+    /// The first reason stays: it is the one that a person mends first.
+    private mutating func refuse(_ reason: String) {
+        if policy.refusal.isEmpty { policy.refusal = reason }
+    }
+    private mutating func refuse(_ failure: Failure) { refuse("\(failure.field) \(failure.message)") }
+
+    /// Reads a part of the policy; what is wrong with that part refuses the policy.
+    private mutating func attempt(_ read: (inout PolicyManifest) throws(Failure) -> Void) {
+        do throws(Failure) { try read(&self) } catch { refuse(error) }
+    }
+
+    /// - Throws: where there is a member that this release does not know.
+    private static func only(_ known: Set<String>, in reader: ManifestReader) throws(Failure) {
+        if let field = reader.unknownMember(besides: known) {
+            throw Failure(
+                field: field,
+                message:
+                    "is not supported by this release, and ignoring it would widen the policy: remove it, or update culvertd on this node"
+            )
         }
-        if !addressText.isEmpty {
-            guard let address = IPAddress(addressText) else {
-                throw gateway.fail("egressIP", "\"\(addressText)\" is not an IP address")
+    }
+
+    // MARK: the cache on disk
+
+    /// In the inventory on disk (ManifestWriter) a refused policy says so in a field of this name, because what it was
+    /// refused for is not written: `{reason, unknownSelectors, unknownDestinations}`.
+    static let cachedRefusal = "refused"
+
+    private mutating func readCachedRefusal(_ spec: ManifestReader) {
+        guard let value = spec.value[PolicyManifest.cachedRefusal], !value.isNull else { return }
+        // The release before this one wrote the reason alone.
+        refuse((value["reason"] ?? value).string.flatMap { $0.isEmpty ? nil : $0 } ?? "spec.refused is set")
+        policy.hasUnknownSelectors = value["unknownSelectors"]?.bool ?? true
+        policy.hasUnknownDestinations = value["unknownDestinations"]?.bool ?? true
+    }
+
+    // MARK: whom it selects
+
+    /// A selector that cannot be read completely is left out: a part of it would select more pods than the whole.
+    private mutating func readSelectors(_ spec: ManifestReader) {
+        do throws(Failure) {
+            for element in try spec.list("selectors") ?? [] {
+                do throws(Failure) { policy.selectors.append(try PolicyManifest.selector(element)) } catch {
+                    refuse(error)
+                    policy.hasUnknownSelectors = true
+                }
             }
-            policy.egress = .address(address)
-            if address.family == .v6 { policy.refusal = "egressIP \(address) is IPv6, and this release routes IPv4" }
-        } else if !interface.isEmpty {
-            guard interface.utf8.count <= 15 else {
-                throw gateway.fail(
-                    "interface", "\"\(interface)\" is longer than the 15 characters of an interface name")
-            }
-            policy.egress = .interface(interface)
-        } else if !translated {
-            policy.egress = .untranslated
+        } catch {
+            refuse(error)
+            policy.hasUnknownSelectors = true
         }
     }
 
-    private static func refuse(_ policy: inout EgressPolicy, _ field: String?) {
-        if let field, policy.refusal.isEmpty {
-            policy.refusal = "\(field) is not supported by this release, and ignoring it would widen the policy"
-        }
+    private static func selector(_ reader: ManifestReader) throws(Failure) -> EgressPolicy.Selector {
+        guard reader.value.members != nil else { throw Failure(field: reader.path, message: "is not an object") }
+        try only(["podSelector", "namespaceSelector", "nodeSelector"], in: reader)
+        return EgressPolicy.Selector(
+            pod: try labelSelector(reader, "podSelector"), namespace: try labelSelector(reader, "namespaceSelector"),
+            node: try labelSelector(reader, "nodeSelector"))
     }
 
-    private static func labelSelector(
-        _ reader: ManifestReader, _ key: String, _ policy: inout EgressPolicy
-    ) throws(Failure) -> LabelSelector? {
+    private static func labelSelector(_ reader: ManifestReader, _ key: String) throws(Failure) -> LabelSelector? {
         guard let selector = try reader.object(key) else { return nil }
-        refuse(&policy, selector.unknownMember(besides: ["matchLabels", "matchExpressions"]))
+        try only(["matchLabels", "matchExpressions"], in: selector)
         var result = LabelSelector()
-        for (label, value) in try selector.map("matchLabels") { result.matchLabels[plain(label)] = value }
+        for (label, value) in try selector.map("matchLabels").sorted(by: { $0.key < $1.key }) {
+            result.matchLabels[plain(label)] = value
+        }
         for expression in try selector.objects("matchExpressions") ?? [] {
-            refuse(&policy, expression.unknownMember(besides: ["key", "operator", "values"]))
+            try only(["key", "operator", "values"], in: expression)
             let name = try expression.required("operator")
             guard let operation = LabelSelector.Operator(rawValue: name) else {
                 throw expression.fail("operator", "\"\(name)\" is none of In, NotIn, Exists, DoesNotExist")
@@ -111,5 +134,97 @@ enum PolicyManifest {
     private static func plain(_ label: String) -> String {
         for prefix in ["k8s:", "any:"] where label.hasPrefix(prefix) { return String(label.dropFirst(prefix.count)) }
         return label
+    }
+
+    // MARK: which destinations it claims
+
+    private mutating func readNetworks(_ spec: ManifestReader) {
+        let destinations = networks(spec, "destinationCIDRs")
+        policy.destinations = destinations.list ?? []
+        if !destinations.isComplete { policy.hasUnknownDestinations = true }
+        if destinations.isComplete && policy.destinations.isEmpty {
+            let isMissing = destinations.list == nil
+            if isMissing { policy.hasUnknownDestinations = true }
+            refuse(
+                spec.fail(
+                    "destinationCIDRs",
+                    "is \(isMissing ? "missing" : "empty"): name the networks that are reached through the gateway, 0.0.0.0/0 for all"
+                ))
+        }
+        // Without an exclusion that cannot be read the policy claims more than it should, which holds packets that may
+        // leave and lets none leave that may not.
+        policy.exclusions = networks(spec, "excludedCIDRs").list ?? []
+    }
+
+    /// Those of a list that can be read.
+    ///
+    /// - Returns: no list where there is none, or something else.
+    private mutating func networks(_ spec: ManifestReader, _ key: String) -> (list: [IPNetwork]?, isComplete: Bool) {
+        let elements: [ManifestReader]
+        do throws(Failure) {
+            guard let found = try spec.list(key) else { return (nil, true) }
+            elements = found
+        } catch {
+            refuse(error)
+            return (nil, false)
+        }
+        var networks: [IPNetwork] = []
+        for element in elements {
+            if let network = element.value.string.flatMap({ IPNetwork($0) }) {
+                networks.append(network)
+            } else {
+                refuse(
+                    Failure(
+                        field: element.path,
+                        message:
+                            "\(element.value.string.map { "\"\($0)\"" } ?? "is no text and") is not a network in CIDR notation, such as 203.0.113.0/24"
+                    ))
+            }
+        }
+        return (networks, networks.count == elements.count)
+    }
+
+    // MARK: by which gateway, and with which address
+
+    private mutating func readGateway(_ spec: ManifestReader) throws(Failure) {
+        guard let gateway = try spec.object("egressGateway") else { throw spec.fail("egressGateway", "is missing") }
+        attempt { (_) throws(Failure) in
+            try PolicyManifest.only(["nodeSelector", "egressIP", "interface"], in: gateway)
+        }
+        attempt { (manifest) throws(Failure) in
+            guard let nodes = try PolicyManifest.labelSelector(gateway, "nodeSelector") else {
+                throw gateway.fail("nodeSelector", "is missing: it names the nodes that may be the gateway")
+            }
+            manifest.policy.gatewaySelector = nodes
+        }
+        try readEgress(spec, gateway)
+    }
+
+    private mutating func readEgress(_ spec: ManifestReader, _ gateway: ManifestReader) throws(Failure) {
+        let addressText = try gateway.string("egressIP") ?? ""
+        let interface = try gateway.string("interface") ?? ""
+        let translated = policy.source == .culvert ? try spec.bool("snat") ?? true : true
+        if !addressText.isEmpty && !interface.isEmpty {
+            throw gateway.fail("egressIP", "cannot be set together with interface: remove one of the two")
+        }
+        if !translated && !(addressText.isEmpty && interface.isEmpty) {
+            throw spec.fail(
+                "snat", "false leaves the pod's own address, so egressIP and interface make no sense with it")
+        }
+        if !addressText.isEmpty {
+            guard let address = IPAddress(addressText) else {
+                throw gateway.fail("egressIP", "\"\(addressText)\" is not an IP address")
+            }
+            policy.egress = .address(address)
+            if address.family == .v6 { refuse("egressIP \(address) is IPv6, and this release routes IPv4") }
+        } else if !interface.isEmpty {
+            guard interface.utf8.count <= 15 else {
+                throw gateway.fail(
+                    "interface", "\"\(interface)\" is longer than the 15 characters of an interface name")
+            }
+            policy.egress = .interface(interface)
+        } else if !translated {
+            policy.egress = .untranslated
+        }
     }
 }
