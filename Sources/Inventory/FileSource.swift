@@ -10,6 +10,13 @@ public actor FileSource: InventorySource {
     private var manifests: FileInventory
     public nonisolated var files: FileSource? { self }
 
+    /// How long a directory must have had no manifests to count as empty: whoever replaces all files may take the old ones
+    /// away first.
+    static let emptyPatience = Duration.milliseconds(200)
+    private var emptySince: ContinuousClock.Instant?
+    /// Signals the end of that time.
+    private var emptyTimer: Task<Void, Never>?
+
     public init(directory: String) {
         self.directory = directory
         manifests = FileInventory(directory: directory)
@@ -18,20 +25,40 @@ public actor FileSource: InventorySource {
 
     /// Watches the directory, for as long as the process lives. Blocks: for a thread of its own.
     public nonisolated func watch() {
-        var watch: DirectoryWatch?
+        var current: DirectoryWatch?
         while true {
-            if let present = watch, access(directory, R_OK) == 0 {
-                if present.wait(milliseconds: 5000) { signal.yield() }
+            if let watch = current, watch.isWatching(directory) {
+                switch watch.wait(milliseconds: 1000) {
+                case .changed: signal.yield()
+                case .unchanged: break
+                case .ended: current = nil
+                }
             } else {
-                watch = DirectoryWatch(directory)
-                if watch == nil { sleep(1) }
+                current = DirectoryWatch(directory)
+                if current == nil { sleep(1) }
                 // Whatever happened before the watch began.
                 signal.yield()
             }
         }
     }
 
-    public func inventory() -> Inventory { manifests.read() }
+    public func inventory() -> Inventory {
+        if let inventory = manifests.readUnlessEmpty() {
+            emptySince = nil
+            return inventory
+        }
+        let since = emptySince ?? .now
+        emptySince = since
+        let left = FileSource.emptyPatience - (.now - since)
+        guard left > .zero else { return manifests.read() }
+        emptyTimer?.cancel()
+        emptyTimer = Task { [signal] in
+            try? await Task.sleep(for: left)
+            if !Task.isCancelled { signal.yield() }
+        }
+        return manifests.lastRead(unknown: "\(directory): empty for less than 200 ms")
+    }
+
     /// Files are complete by definition: a pod that they do not hold has no labels.
     public func identify(_ pod: PodReference) -> PodLookup { PodLookup(.given) }
     /// `<run-dir>/published` is all there is.
