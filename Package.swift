@@ -139,7 +139,8 @@ let package = Package(
         .testTarget(
             name: "PlannerTests",
             dependencies: [
-                "Planner", "Reconcile", "Netlink", "Model", "Inventory", "Jansson", "CNI", "HelperProtocol", "PluginVerbs",
+                "Planner", "Reconcile", "Netlink", "Model", "Inventory", "Jansson", "CNI", "HelperProtocol",
+                "PluginVerbs",
                 "CLinux", "TestSupport",
             ]),
         .testTarget(

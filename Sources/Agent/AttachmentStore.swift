@@ -20,6 +20,7 @@ struct AttachmentStore {
     var publishedDirectory: String { runDirectory + "/published" }
     private var idsPath: String { runDirectory + "/ids.json" }
     private var adoptedPath: String { runDirectory + "/adopted.json" }
+    private var servedPath: String { runDirectory + "/served.json" }
     private var lockPath: String { runDirectory + "/lock" }
 
     /// Makes the directories that are missing.
@@ -93,6 +94,14 @@ struct AttachmentStore {
         return result
     }
 
+    /// Policies that this node serves as a gateway.
+    func saveServed(_ policies: [AssignedPolicy]) throws {
+        try write(
+            servedPath,
+            .make(("version", .integer(AttachmentRecord.version)), ("policies", AttachmentRecord.json(policies))))
+    }
+    func loadServed() -> [AssignedPolicy] { AttachmentRecord.assignment(read(servedPath)?["policies"]) ?? [] }
+
     /// - Parameter overlayAddress: this node's, as it was last known.
     func save(_ ids: AssignedIDs, overlayAddress: IPAddress?) throws {
         func numbers(_ map: AssignedIDs.Numbers) -> JSON {
@@ -158,6 +167,7 @@ struct AttachmentStore {
         for name in names(publishedDirectory) { unlink("\(publishedDirectory)/\(name)") }
         unlink(idsPath)
         unlink(adoptedPath)
+        unlink(servedPath)
     }
 }
 

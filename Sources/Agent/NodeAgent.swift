@@ -59,6 +59,7 @@ public actor NodeAgent {
     var plan = Plan()
     private var savedIDs = AssignedIDs()
     private var savedOverlay: IPAddress?
+    private var savedServed: [AssignedPolicy] = []
     private var memory = PlannerMemory()
     /// What the kernel refused, or why it could not be looked at; empty when it is as planned.
     private(set) var failures: [ApplyOutcome.Failure] = []
@@ -130,6 +131,8 @@ public actor NodeAgent {
         facts.lastOverlayAddress = try savedOverlay ?? reconciler.tunnelAddress()
         try loadAttachments()
         adopted = store.loadAdopted()
+        plan.served = store.loadServed()
+        savedServed = plan.served
         isStarted = true
         let first = await source.inventory()
         // What an earlier run has told others stays told until WireGuard was looked at: they use it.
@@ -203,7 +206,7 @@ public actor NodeAgent {
         }
         plan = Planner.plan(
             configuration: settings.configuration, localFacts: facts, inventory: inventory,
-            attachments: attached + others, previousIDs: plan.ids, memory: &memory)
+            attachments: attached + others, previousIDs: plan.ids, previouslyServed: plan.served, memory: &memory)
         tellOthers()
     }
 
@@ -320,6 +323,10 @@ public actor NodeAgent {
                 if store.has(attachment.id) { keep("attachment \(attachment.id)") { try store.save(attachment) } }
             }
         }
+        if plan.served != savedServed {
+            savedServed = plan.served
+            keep("the policies that this node serves") { try store.saveServed(plan.served) }
+        }
         if others != adopted {
             adopted = others
             keep("the assignments of adopted pods") { try store.saveAdopted(others) }
@@ -398,7 +405,9 @@ public actor NodeAgent {
         if factsToo { try? refreshFacts() }
         let isNews = facts != before
         guard isNews || !parts.isEmpty else { return false }
-        guard let outcome = try? tryToConverge("somebody changed the kernel", looking: parts), !isNews else { return true }
+        guard let outcome = try? tryToConverge("somebody changed the kernel", looking: parts), !isNews else {
+            return true
+        }
         guard outcome.count > 0 else { return false }
         for (part, count) in outcome.changes { repairs[part, default: 0] += count }
         let list = outcome.changes.sorted { $0.key.rawValue < $1.key.rawValue }

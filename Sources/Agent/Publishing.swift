@@ -34,7 +34,7 @@ extension NodeAgent {
 
     private func event(of policy: PolicyPlan) -> ObjectEvent? {
         guard policy.problem != "" else { return nil }
-        if policy.gateway == nil && policy.attachments > 0 {
+        if policy.gateway == nil && policy.attachments > 0 && !policy.isRefused {
             return ObjectEvent(
                 .policy(name: policy.name, source: policy.source), reason: "NoGateway", message: policy.problem)
         }

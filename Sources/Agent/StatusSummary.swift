@@ -23,9 +23,12 @@ public struct StatusSummary: Equatable, Sendable {
         if !node.unknown.isEmpty {
             let why = node.unknown.joined(separator: "; ")
             if node.isInformed {
-                held.append("no pod can start, and the last inventory stays in force: the inventory is not known completely: \(why)")
+                held.append(
+                    "no pod can start, and the last inventory stays in force: the inventory is not known completely: \(why)"
+                )
             } else {
-                held.append("no pod can start, and the kernel stays as it is: the inventory is not known completely: \(why)")
+                held.append(
+                    "no pod can start, and the kernel stays as it is: the inventory is not known completely: \(why)")
             }
             unready = held[0]
         }
@@ -46,7 +49,7 @@ public struct StatusSummary: Equatable, Sendable {
                 "\(kept.count == 1 ? "1 pod goes" : "\(kept.count) pods go") on with what a policy said before: "
                     + "\(first.attachment.displayName): \(first.holds.first ?? "")")
         }
-        let refused = node.plan.policies.filter { $0.problem.hasPrefix("refused: ") }
+        let refused = node.plan.policies.filter(\.isRefused)
         if let first = refused.first {
             degraded.append(
                 "\(refused.count == 1 ? "1 policy is" : "\(refused.count) policies are") refused: \(first.name): "

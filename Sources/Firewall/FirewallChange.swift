@@ -35,7 +35,11 @@ public enum FirewallChange: Equatable, Sendable {
         /// Chains whose rules are made anew, and so lose their counters unless those are read before.
         var rewritesCounters: Bool {
             chains.contains {
-                if case .rewrite(let chain) = $0 { chain.rules.contains { $0.statements.contains(.counter) } } else { false }
+                if case .rewrite(let chain) = $0 {
+                    chain.rules.contains { $0.statements.contains(.counter) }
+                } else {
+                    false
+                }
             }
         }
     }

@@ -81,7 +81,7 @@ public final class FirewallSocket {
         guard exists else { return nil }
         var result = KernelFirewall()
         try socket.dump(
-            request(NFT_MSG_GETCHAIN, flags: NLM_F_DUMP, "nft list chains") { _ in }, restart: { result.chains = [:] }
+            request(NFT_MSG_GETCHAIN, flags: NLM_F_DUMP, "nft list chains") { _ in }, restart: result.chains.removeAll()
         ) { reply in
             guard let chain = nftnl_chain_alloc() else { return }
             defer { nftnl_chain_free(chain) }
@@ -98,7 +98,7 @@ public final class FirewallSocket {
             for name in result.chains.keys { result.chains[name]?.rules = [] }
             (result.counters, result.counterValues) = ([], [:])
         }
-        try socket.dump(ruleRequest, restart: forgetRules) { reply in
+        try socket.dump(ruleRequest, restart: forgetRules()) { reply in
             guard let rule = nftnl_rule_alloc() else { return }
             defer { nftnl_rule_free(rule) }
             guard nftnl_rule_nlmsg_parse(reply.header, rule) == 0,
@@ -117,7 +117,7 @@ public final class FirewallSocket {
         try socket.dump(
             request(NFT_MSG_GETSET, flags: NLM_F_DUMP, "nft list sets") {
                 mnl_attr_put_strz($0, UInt16(NFTA_SET_TABLE.rawValue), Ownership.firewallTable)
-            }, restart: { result.sets = [:] }
+            }, restart: result.sets.removeAll()
         ) { reply in
             guard let set = nftnl_set_alloc() else { return }
             defer { nftnl_set_free(set) }
@@ -142,7 +142,7 @@ public final class FirewallSocket {
     private func readCounters() throws -> [String: RuleExpressions.Counter] {
         var values: [String: RuleExpressions.Counter] = [:]
         do {
-            try socket.dump(ruleRequest, restart: { values = [:] }) { reply in
+            try socket.dump(ruleRequest, restart: values.removeAll()) { reply in
                 guard let rule = nftnl_rule_alloc() else { return }
                 defer { nftnl_rule_free(rule) }
                 guard nftnl_rule_nlmsg_parse(reply.header, rule) == 0,
@@ -167,13 +167,14 @@ public final class FirewallSocket {
             mnl_attr_put_strz($0, UInt16(NFTA_SET_ELEM_LIST_TABLE.rawValue), Ownership.firewallTable)
             mnl_attr_put_strz($0, UInt16(NFTA_SET_ELEM_LIST_SET.rawValue), name)
         }
+        func forget() {
+            elements.removeAll()
+            starts.removeAll()
+            ends.removeAll()
+        }
         try socket.dump(
             get,
-            restart: {
-                elements = []
-                starts = []
-                ends = []
-            }
+            restart: forget()
         ) { reply in
             guard let set = nftnl_set_alloc() else { return }
             defer { nftnl_set_free(set) }
@@ -230,7 +231,8 @@ public final class FirewallSocket {
     /// - Parameter counters: the kernel's table so far, whose counters go on counting.
     public func apply(_ change: FirewallChange, wanted: FirewallTable?, counters: KernelFirewall? = nil) throws {
         var batch = Batch(firstSequence: sequence)
-        func start(_ rule: FirewallRule, _ chain: String, _ before: [String: RuleExpressions.Counter]) -> RuleExpressions
+        func start(_ rule: FirewallRule, _ chain: String, _ before: [String: RuleExpressions.Counter])
+            -> RuleExpressions
             .Counter
         { rule.comment.flatMap { before["\(chain)/\($0)"] } ?? .init() }
         switch change {

@@ -21,7 +21,7 @@ extension NetlinkSocket {
         header.ifa_family = UInt8(AF_INET)
         let request = NetlinkMessage(
             "ip -4 address show", type: UInt16(RTM_GETADDR), flags: UInt16(NLM_F_DUMP), header: header)
-        try dump(request, restart: { addresses = [] }) { reply in
+        try dump(request, restart: addresses.removeAll()) { reply in
             guard let header = reply.fixed(ifaddrmsg.self) else { return }
             var local: IPAddress?
             for attribute in reply.attributes(after: MemoryLayout<ifaddrmsg>.size)

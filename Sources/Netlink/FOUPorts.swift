@@ -22,7 +22,7 @@ public final class FOUSocket {
         let header = genlmsghdr(cmd: UInt8(FOU_CMD_GET), version: 1, reserved: 0)
         try socket.dump(
             NetlinkMessage("ip fou show", type: family, flags: UInt16(NLM_F_DUMP), header: header),
-            restart: { ports = [] }
+            restart: ports.removeAll()
         ) { reply in
             var port: UInt16 = 0
             var ipProtocol: UInt8 = 0

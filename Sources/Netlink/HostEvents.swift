@@ -60,7 +60,8 @@ public final class HostEvents {
             return link.name.hasPrefix("cilium_") || link.kind.isEmpty ? .facts : nil
         case RTM_NEWADDR, RTM_DELADDR:
             guard !isOurs else { return nil }
-            let label = reply.attributes(after: MemoryLayout<ifaddrmsg>.size).first { $0.type == Int(IFA_LABEL) }?.string
+            let label = reply.attributes(after: MemoryLayout<ifaddrmsg>.size).first { $0.type == Int(IFA_LABEL) }?
+                .string
             return label?.hasPrefix(Ownership.linkPrefix) == true ? .ourLinks : .facts
         case RTM_NEWROUTE, RTM_DELROUTE:
             guard !isOurs, let header = reply.fixed(rtmsg.self),

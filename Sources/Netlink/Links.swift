@@ -37,7 +37,7 @@ extension NetlinkSocket {
         var links: [Int32: KernelLink] = [:]
         let request = NetlinkMessage(
             "ip link show", type: UInt16(RTM_GETLINK), flags: UInt16(NLM_F_DUMP), header: ifinfomsg())
-        try dump(request, restart: { links = [:] }) { reply in
+        try dump(request, restart: links.removeAll()) { reply in
             if let link = KernelLink(reply) { links[link.index] = link }
         }
         return links.values.sorted { $0.index < $1.index }

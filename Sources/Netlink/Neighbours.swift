@@ -27,7 +27,7 @@ extension NetlinkSocket {
                 family == AF_INET ? "ip neigh show" : "bridge fdb show", type: UInt16(RTM_GETNEIGH),
                 flags: UInt16(NLM_F_DUMP), header: header)
             let before = found
-            try dump(request, restart: { found = before }) { reply in
+            try dump(request, restart: found.formIntersection(before)) { reply in
                 guard let header = reply.fixed(ndmsg.self), indexes.contains(header.ndm_ifindex),
                     header.ndm_state & UInt16(NUD_PERMANENT) != 0
                 else { return }

@@ -123,7 +123,9 @@ public final class NetlinkSocket {
     /// answer before is left.
     ///
     /// - Throws: where the request is refused. After five answers that were disturbed the last one counts.
-    public func dump(_ message: NetlinkMessage, restart: () -> Void = {}, _ body: (NetlinkReply) -> Void) throws {
+    public func dump(_ message: NetlinkMessage, restart: @autoclosure () -> Void = (), _ body: (NetlinkReply) -> Void)
+        throws
+    {
         for attempt in 0..<5 {
             if attempt > 0 { restart() }
             var message = message

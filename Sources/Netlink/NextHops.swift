@@ -10,8 +10,12 @@ extension NetlinkSocket {
         var foreign: Set<UInt32> = []
         let request = NetlinkMessage(
             "ip nexthop show", type: UInt16(RTM_GETNEXTHOP), flags: UInt16(NLM_F_DUMP), header: nhmsg())
+        func forget() {
+            ours.removeAll()
+            foreign.removeAll()
+        }
         do {
-            try dump(request, restart: { (ours, foreign) = ([:], []) }) { reply in
+            try dump(request, restart: forget()) { reply in
                 guard let header = reply.fixed(nhmsg.self) else { return }
                 var id: UInt32 = 0
                 var device: String?

@@ -14,7 +14,7 @@ extension NetlinkSocket {
                 "ip \(family == AF_INET ? "-4" : "-6") route show table all proto \(Ownership.routeProtocol)",
                 type: UInt16(RTM_GETROUTE), flags: UInt16(NLM_F_DUMP), header: header)
             do {
-                try dump(request, restart: { routes = [] }) { reply in
+                try dump(request, restart: routes.removeAll()) { reply in
                     if let route = KernelRoute(reply, family: family),
                         route.routeProtocol == Ownership.routeProtocol, let ours = route.own(names: names)
                     {
@@ -24,7 +24,8 @@ extension NetlinkSocket {
             } catch let error as NetlinkError where error.code == ENOENT {
                 // No table has such a route.
             } catch let error as NetlinkError
-            where family == AF_INET6 && [EAFNOSUPPORT, EOPNOTSUPP].contains(error.code) {
+                where family == AF_INET6 && [EAFNOSUPPORT, EOPNOTSUPP].contains(error.code)
+            {
                 // This kernel has no IPv6.
             }
             all += routes
@@ -39,7 +40,7 @@ extension NetlinkSocket {
         header.rtm_family = UInt8(AF_INET)
         let request = NetlinkMessage(
             "ip -4 route show table all", type: UInt16(RTM_GETROUTE), flags: UInt16(NLM_F_DUMP), header: header)
-        try dump(request, restart: { routes = [] }) { reply in
+        try dump(request, restart: routes.removeAll()) { reply in
             if let route = KernelRoute(reply) { routes.append(route) }
         }
         return routes
@@ -54,7 +55,7 @@ extension NetlinkSocket {
         let request = NetlinkMessage(
             "ip -4 route show table all type unicast", type: UInt16(RTM_GETROUTE), flags: UInt16(NLM_F_DUMP),
             header: header)
-        try dump(request, restart: { routes = [] }) { reply in
+        try dump(request, restart: routes.removeAll()) { reply in
             if let route = KernelRoute(reply), route.destination.prefixLength == 0,
                 route.routeProtocol != Ownership.routeProtocol
             {
@@ -62,6 +63,48 @@ extension NetlinkSocket {
             }
         }
         return routes
+    }
+}
+
+/// What the kernel says becomes of one packet.
+public enum RouteLookup: Equatable, Sendable {
+    case route(device: Int32, gateway: IPAddress?, table: UInt32)
+    /// Nowhere: the error's number, e.g. `EHOSTUNREACH`.
+    case refused(Int32)
+}
+
+extension NetlinkSocket {
+    /// `ip route get DESTINATION from SOURCE iif DEVICE`: for a packet that comes in by a device and is forwarded.
+    public func lookUp(_ destination: IPAddress, from source: IPAddress, incoming: Int32) throws -> RouteLookup {
+        var header = rtmsg()
+        header.rtm_family = UInt8(destination.family == .v4 ? AF_INET : AF_INET6)
+        header.rtm_dst_len = UInt8(destination.family.bits)
+        header.rtm_src_len = UInt8(destination.family.bits)
+        header.rtm_flags = UInt32(RTM_F_LOOKUP_TABLE)
+        var found: RouteLookup?
+        let request = NetlinkMessage(
+            "ip route get \(destination) from \(source) iif \(incoming)", type: UInt16(RTM_GETROUTE), flags: 0,
+            header: header
+        ) {
+            $0.address(RTA_DST.rawValue, destination)
+            $0.address(RTA_SRC.rawValue, source)
+            $0.u32(RTA_IIF.rawValue, UInt32(incoming))
+        }
+        do {
+            try get(request) { reply in
+                var (device, gateway, table): (Int32, IPAddress?, UInt32) = (0, nil, 0)
+                for attribute in reply.attributes(after: MemoryLayout<rtmsg>.size) {
+                    switch attribute.type {
+                    case Int(RTA_OIF.rawValue): device = Int32(bitPattern: attribute.u32)
+                    case Int(RTA_GATEWAY.rawValue): gateway = attribute.address
+                    case Int(RTA_TABLE.rawValue): table = attribute.u32
+                    default: break
+                    }
+                }
+                found = .route(device: device, gateway: gateway, table: table)
+            }
+        } catch let error as NetlinkError { return .refused(error.code) }
+        return found ?? .refused(ENODATA)
     }
 }
 

@@ -21,7 +21,8 @@ extension NetlinkSocket {
                     rules.append(rule)
                 }
             } catch let error as NetlinkError
-            where family == AF_INET6 && [EAFNOSUPPORT, EOPNOTSUPP].contains(error.code) {
+                where family == AF_INET6 && [EAFNOSUPPORT, EOPNOTSUPP].contains(error.code)
+            {
                 // This kernel has no IPv6, or none with rules.
             }
         }

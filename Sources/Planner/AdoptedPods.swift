@@ -12,7 +12,8 @@ extension Planner {
         let names = Set(attached.map { "\($0.podNamespace)/\($0.podName)" })
         var adopted: [Attachment] = []
         for pod in inventory.pods {
-            guard pod.nodeName == nodeName, pod.uid.isEmpty || !ended.contains(pod.uid), !pod.hostNetwork, !pod.isFinished, !pod.addresses.isEmpty,
+            guard pod.nodeName == nodeName, pod.uid.isEmpty || !ended.contains(pod.uid), !pod.hostNetwork,
+                !pod.isFinished, !pod.addresses.isEmpty,
                 !pod.addresses.contains(where: addresses.contains), !names.contains("\(pod.namespace)/\(pod.name)")
             else { continue }
             var attachment = Attachment(

@@ -8,12 +8,23 @@ struct GatewayService {
     /// Interfaces that packets leave by beside the default route's, by the key of their table.
     let otherInterfaces: [String: LocalFacts.Interface]
 
-    init(catalogue: PolicyCatalogue, facts: LocalFacts, node: Node?) {
+    /// What this node serves, for the day when a policy is refused: its pods on other nodes go on using it.
+    let policies: [AssignedPolicy]
+
+    /// - Parameter before: what this node served last.
+    init(catalogue: PolicyCatalogue, before: [AssignedPolicy], facts: LocalFacts, node: Node?) {
         var results: [EgressPolicy.Egress: GatewayEgress.Result] = [:]
-        for entry in catalogue.entries
-        where results[entry.assigned.egress] == nil && entry.assigned.gateways.contains(facts.nodeName) {
-            results[entry.assigned.egress] = GatewayEgress.resolve(entry.assigned.egress, facts: facts, node: node)
+        var policies: [AssignedPolicy] = []
+        for entry in catalogue.entries {
+            // A refused policy is served as it was: pods that had it keep it.
+            let policy = entry.refusal.isEmpty ? entry.assigned : before.first { $0.isOf(entry.policy) }
+            guard let policy, policy.gateways.contains(facts.nodeName) else { continue }
+            policies.append(policy)
+            if results[policy.egress] == nil {
+                results[policy.egress] = GatewayEgress.resolve(policy.egress, facts: facts, node: node)
+            }
         }
+        self.policies = policies
         self.results = results
         served = results.values.compactMap { if case .serves(let egress) = $0 { egress } else { nil } }
             .sorted { $0.identity < $1.identity }

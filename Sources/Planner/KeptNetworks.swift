@@ -59,7 +59,9 @@ struct KeptNetworks: Equatable, Sendable {
         var result: [(first: UInt32, length: UInt32)] = []
         for number in sorted {
             let entry = (first: UInt32(truncatingIfNeeded: number >> 8), length: UInt32(number & 0xFF))
-            if let last = result.last, UInt64(entry.first) < UInt64(last.first) + (1 << UInt64(32 - last.length)) { continue }
+            if let last = result.last, UInt64(entry.first) < UInt64(last.first) + (1 << UInt64(32 - last.length)) {
+                continue
+            }
             result.append(entry)
             // Two halves of one network, side by side, are that network.
             while result.count > 1 {

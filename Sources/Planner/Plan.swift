@@ -6,6 +6,8 @@ public struct Plan: Equatable, Sendable {
     public var ids = AssignedIDs()
     public var attachments: [AttachmentPlan] = []
     public var policies: [PolicyPlan] = []
+    /// Policies that this node serves as a gateway, for the record on disk.
+    public var served: [AssignedPolicy] = []
     /// How large a pod's packet to another location may be, line by line; empty without a mesh.
     public var meshMTU: [PathMTULine] = []
     /// What would break the routing of pods, or is not as it should be, for people.
@@ -66,6 +68,8 @@ public struct PolicyPlan: Equatable, Sendable {
     public var attachments: Int
     /// Why it is not (fully) in force; empty when it is.
     public let problem: String
+    /// Nothing of it can be carried out, whatever the nodes are.
+    public var isRefused: Bool { problem.hasPrefix("refused: ") }
 }
 
 public enum Planner {
@@ -78,19 +82,20 @@ public enum Planner {
     /// The one pure function in the middle: no I/O, no clock, no random numbers.
     public static func plan(
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
-        gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs()
+        gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs(),
+        previouslyServed: [AssignedPolicy] = []
     ) -> Plan {
         var memory = PlannerMemory()
         return plan(
             configuration: configuration, localFacts: facts, inventory: inventory, attachments: attachments,
-            gatewayHealth: gatewayHealth, previousIDs: previousIDs, memory: &memory)
+            gatewayHealth: gatewayHealth, previousIDs: previousIDs, previouslyServed: previouslyServed, memory: &memory)
     }
 
     /// The same plan, sooner where little has changed since the memory was last used.
     public static func plan(
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
         gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs(),
-        memory: inout PlannerMemory
+        previouslyServed: [AssignedPolicy] = [], memory: inout PlannerMemory
     ) -> Plan {
         var inventory = inventory
         inventory.nodes = MeshPlan.withOwnFacts(inventory, facts: facts)
@@ -111,7 +116,7 @@ public enum Planner {
             used + catalogue.entries.map(\.assigned), health: gatewayHealth, canReach: { ends.address(of: $0) != nil })
 
         // What this node does as a gateway, and in the mesh.
-        let service = GatewayService(catalogue: catalogue, facts: facts, node: node)
+        let service = GatewayService(catalogue: catalogue, before: previouslyServed, facts: facts, node: node)
         var plan = Plan()
         let mesh = meshPlan(
             configuration: configuration, facts: facts, inventory: inventory, warnings: &plan.warnings)
@@ -134,13 +139,17 @@ public enum Planner {
         let kept =
             used.isEmpty ? KeptNetworks(v4: []) : memory.keptNetworks(keptInputs, inventory: inventory)
         let tableNumbers = AssignedIDs.assign(
-            Set(attachments.compactMap { assignment.choices[$0.id]?.policies }.filter { !$0.isEmpty }.map(PolicyTables.key))
-                .union(service.otherInterfaces.keys),
+            Set(
+                attachments.compactMap { assignment.choices[$0.id]?.policies }.filter { !$0.isEmpty }.map(
+                    PolicyTables.key)
+            )
+            .union(service.otherInterfaces.keys),
             previous: previousIDs.tables, first: Ownership.firstTable, retired: previousIDs.retired.tables)
         let tables = PolicyTables(
             attachments: attachments, assignment: assignment, numbers: tableNumbers, kept: kept,
             keptInputs: keptInputs, memory: &memory)
 
+        plan.served = service.policies
         plan.ids.tunnels = tunnels?.numbers ?? previousIDs.tunnels
         plan.ids.nextHops = hops.numbers
         plan.ids.tables = tableNumbers

@@ -224,7 +224,8 @@ public enum PlanJSON {
         .make(
             ("name", .string(policy.name)), ("kind", .string(policy.source.rawValue)),
             ("gateway", policy.gateway.map { .string($0) } ?? .null),
-            ("candidates", .array(policy.candidates.map { .string($0) })), ("isLocalGateway", .bool(policy.isLocalGateway)),
+            ("candidates", .array(policy.candidates.map { .string($0) })),
+            ("isLocalGateway", .bool(policy.isLocalGateway)),
             ("egressAddress", policy.egressAddress.map { .string("\($0)") } ?? .null),
             ("destinationCIDRs", .array(policy.destinations.map { .string("\($0)") })),
             ("attachments", .integer(Int64(policy.attachments))), ("problem", .string(policy.problem)))

@@ -45,7 +45,8 @@ enum PlanWarnings {
         if hasNodeCIDRs { return [] }
         var warnings: [String] = []
         for entry in catalogue.entries where entry.refusal.isEmpty && entry.couldSelectHere {
-            for destination in entry.policy.destinations where destination.family == .v4 && destination.prefixLength > 0 {
+            for destination in entry.policy.destinations where destination.family == .v4 && destination.prefixLength > 0
+            {
                 guard let address = index.firstKeptAddress(in: destination) else { continue }
                 warnings.append(
                     "policy \(entry.policy.name): \(address), an address of a node, lies inside its destination "

@@ -98,7 +98,8 @@ struct PolicyTables {
             for entry in table.v6 {
                 routes.append(
                     Route(
-                        table: number, destination: entry.prefix, kind: entry.verdict == .thrown ? .throwOn : .unreachable,
+                        table: number, destination: entry.prefix,
+                        kind: entry.verdict == .thrown ? .throwOn : .unreachable,
                         metric: entry.verdict == .thrown ? Ownership.defaultMetricV6 : Ownership.backstopMetric))
             }
         }

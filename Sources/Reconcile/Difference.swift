@@ -170,7 +170,11 @@ struct Difference {
                 let missing = wanted.filter { !there.contains($0) }
                 for (place, route) in missing.enumerated() {
                     // The first is replaced; whatever else the kernel has under the same key is not wanted.
-                    if place == 0, let first = there.first { changedRoutes.append((route, first)) } else { newRoutes.append(route) }
+                    if place == 0, let first = there.first {
+                        changedRoutes.append((route, first))
+                    } else {
+                        newRoutes.append(route)
+                    }
                 }
                 if missing.isEmpty { staleRoutes += there.filter { !wanted.contains($0) } }
                 old = there.endIndex

@@ -19,6 +19,8 @@ public final class Reconciler {
     private var lastPeers: [WireGuardPeer]?
     /// What the last run left, where all of it was done; nil: the kernel has to be looked at.
     private var applied: Observed?
+    /// For tests: called after every single step, which are then sent one by one.
+    var afterEachStep: ((Step) -> Void)?
     /// False where the kernel has refused a link's IPv6 settings (`ipv6.disable=1`).
     private var hasIPv6 = true
 
@@ -51,15 +53,13 @@ public final class Reconciler {
     /// - Throws: where the kernel cannot be looked at, and nothing is known.
     @discardableResult
     public func apply(_ wanted: HostState, looking: Set<KernelPart> = []) throws -> ApplyOutcome {
-        let observed: Observed
-        if let applied, looking.isEmpty {
-            observed = applied
-        } else if let applied {
-            observed = try look(at: looking.withDependents, since: applied, wanted)
-        } else {
-            observed = try look(at: .all, since: Observed(), wanted)
+        if let applied {
+            let parts = looking.withDependents
+            let outcome = makeEqual(parts.isEmpty ? applied : try look(at: parts, since: applied, wanted), wanted)
+            if outcome.isComplete || parts == .all { return outcome }
+            // Somebody may have changed something else under us: look at everything, and try once more.
         }
-        return makeEqual(observed, wanted)
+        return makeEqual(try look(at: .all, since: Observed(), wanted), wanted)
     }
 
     /// What would have to be changed, in the order in which it would be done, as commands. Changes nothing.
@@ -95,7 +95,9 @@ public final class Reconciler {
             rule.source.map { $0.isHost && addresses.contains($0.address) } ?? false
         }
         applied = nil
-        for (_, error) in try route.execute(rules.map { RuleRequest.delete($0) }) where error.code != ENOENT { throw error }
+        for (_, error) in try route.execute(rules.map { RuleRequest.delete($0) }) where error.code != ENOENT {
+            throw error
+        }
     }
 
     public func firewallCounters() throws -> [KernelFirewall.CountedRule] { try firewall.read()?.counters ?? [] }
@@ -261,7 +263,15 @@ public final class Reconciler {
             wanted.wireGuard != nil && (wanted.wireGuard != observed.host.wireGuard || applied == nil)
         let steps = Steps(from: observed, to: wanted, wireGuardDiffers: wireGuardDiffers)
         var context = Context(observed: observed, wanted: wanted)
-        let outcome = StepRunner.run(steps.list) { execute($0, &context) }
+        let outcome = StepRunner.run(steps.list) { batch in
+            guard let afterEachStep else { return execute(batch, &context) }
+            var failures: [Int: any Error] = [:]
+            for (place, step) in batch.enumerated() {
+                if let error = execute([step], &context)[0] { failures[place] = error }
+                afterEachStep(step)
+            }
+            return failures
+        }
         applied = outcome.isComplete && wireGuardProblem.isEmpty ? context.result() : nil
         return ApplyOutcome(outcome, problem: wireGuardProblem)
     }
@@ -346,7 +356,8 @@ public final class Reconciler {
             case .deleteLink(let name):
                 guard let index = context.indexes[name] else { continue }
                 one(place) {
-                    do { try route.execute(LinkRequest.delete(index: index, name: name)) } catch let error as NetlinkError
+                    do { try route.execute(LinkRequest.delete(index: index, name: name)) } catch let error
+                        as NetlinkError
                         where error.code == ENODEV
                     {}
                     context.indexes[name] = nil

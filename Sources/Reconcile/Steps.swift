@@ -107,9 +107,13 @@ struct Steps {
 
         // A tunnel's guard first, and then what opens the tunnel.
         for rule in difference.newRules where rule.isGuard { add(.addRule(rule), .guardTunnels) }
-        for rule in difference.newRules where rule.incoming != nil && !rule.isGuard { add(.addRule(rule), .guardTunnels) }
+        for rule in difference.newRules where rule.incoming != nil && !rule.isGuard {
+            add(.addRule(rule), .guardTunnels)
+        }
         for rule in difference.newRules where rule.incoming == nil { add(.addRule(rule), .addRules) }
-        for rule in difference.staleRules { add(.deleteRule(rule), rule.incoming == nil ? .deleteRules : .unguardTunnels) }
+        for rule in difference.staleRules {
+            add(.deleteRule(rule), rule.incoming == nil ? .deleteRules : .unguardTunnels)
+        }
 
         let newPorts = Set(difference.newFOUPorts.map(\.port))
         for port in difference.staleFOUPorts {

@@ -113,7 +113,9 @@ struct StatusCommand: AsyncParsableCommand {
         let status = try await helper.get("/v1/status")
         let attachments = try await helper.get("/v1/attachments")
         helper.show(status) { status in
-            var text = ""
+            let reasons = (status["reasons"]?.elements ?? []).compactMap(\.string)
+            var text =
+                Table.cell(status["summary"]) + (reasons.isEmpty ? "" : ": " + reasons.joined(separator: "; ")) + "\n\n"
             for (label, key) in [
                 ("Node", "node"), ("Datapath", "datapath"), ("Protocol", "protocol"),
                 ("Overlay address", "overlayAddress"),
@@ -121,6 +123,10 @@ struct StatusCommand: AsyncParsableCommand {
                 ("Attachments", "attachments"), ("Adopted", "adopted"),
             ] {
                 text += "\(label):".padding(toLength: 18, withPad: " ", startingAt: 0) + Table.cell(status[key]) + "\n"
+            }
+            let repairs = (status["repairs"]?.members ?? []).map { "\($0.key) \(Table.cell($0.value))" }
+            if !repairs.isEmpty {
+                text += "Put back:         \(repairs.joined(separator: ", ")) (somebody else keeps changing them)\n"
             }
             if let inventory = status["inventory"] { text += "Inventory:        \(InventoryText.line(inventory))\n" }
             if let rows = attachments.elements, !rows.isEmpty { text += "\n" + AttachmentTable.render(rows) }
@@ -138,6 +144,8 @@ struct StatusCommand: AsyncParsableCommand {
             }
             return text
         }
+        // Scripts ask whether all is well.
+        if status["summary"]?.string != "OK" { throw ExitCode(1) }
     }
 }
 
@@ -201,8 +209,9 @@ enum AttachmentTable {
                 func list(_ key: String) -> String {
                     policies.isEmpty ? "-" : policies.map { Table.cell($0[key]) }.joined(separator: ",")
                 }
+                let held = row["held"]?.bool == true ? "HELD: " : "keeps what it had: "
                 let note =
-                    row["refused"]?.string
+                    row["holds"]?.elements?.first?.string.map { held + $0 } ?? row["refused"]?.string
                     ?? (row["adopted"]?.bool == true ? "adopted" : row["uncovered"] != nil ? "IPv6 not covered" : "-")
                 return [
                     pod, Table.cell(row["addresses"]), list("name"), list("gateway"), list("egressAddress"),

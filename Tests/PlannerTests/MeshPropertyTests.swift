@@ -112,7 +112,9 @@ import Testing
                 var tables = [Rule.mainTable]
                 // What comes out of a tunnel has been let in, and has the mark that says so.
                 if let incoming,
-                    let table = plan.host.rules.first(where: { $0.incoming == incoming && $0.table != Ownership.guardTable })?.table
+                    let table = plan.host.rules.first(where: {
+                        $0.incoming == incoming && $0.table != Ownership.guardTable
+                    })?.table
                 {
                     tables = table == Rule.mainTable ? tables : [table, Rule.mainTable]
                 }

@@ -267,7 +267,7 @@ struct LifecycleTests {
         try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
         for damage in [
             "ip rule del priority 106", "ip rule del priority 105", "ip route del default table 47000",
-            "ip route del throw 10.0.0.12 table 47000",
+            "ip route del throw 10.0.0.12/31 table 47000",
             "ip nexthop del id 1130000000", "ip link del cni-culvert0", "nft delete table inet culvert",
             "nft flush chain inet culvert input", "ip addr flush dev cni-culvert0", "ip link set cni-culvert0 mtu 1300",
             "ip neigh flush dev cni-culvert0 nud permanent",

@@ -96,6 +96,18 @@ public final class Lab: Sendable {
 
     /// Starts culvertd of a node and waits until it is ready.
     public func start(_ nodes: String...) throws { for node in nodes { try check(lab("helper \(node)")) } }
+    /// Starts culvertd of a node that is not to become ready, and waits only until it answers.
+    public func startUnready(_ node: String) {
+        _ = lab("helper \(node)", extra: ["LAB_NO_WAIT": "1"])
+        _ = eventually { api(node, "/v1/status") != nil }
+    }
+    /// Waits until the helper of a node serves pods.
+    public func waitUntilReady(_ node: String) throws {
+        let isReady = eventually(30) {
+            run(in: node, "curl -sf --unix-socket \(directory)/\(node)/api.sock http://localhost/readyz").status == 0
+        }
+        guard isReady else { throw Failure(description: "culvertd of \(node) is not ready: \(log(node).suffix(500))") }
+    }
     /// Starts several at once with this configuration; those that run are ended first.
     public func restart(_ nodes: [String], configuration: String) throws {
         for node in nodes where pid(node) > 1 { kill(node, signal: SIGTERM) }

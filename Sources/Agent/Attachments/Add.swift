@@ -68,7 +68,10 @@ extension NodeAgent {
         do {
             guard let outcome = try tryToConverge("ADD of \(attachment.id)", isPlanned: true),
                 let entry = plan.attachments.first(where: { $0.attachment.id == attachment.id })
-            else { throw NetlinkError(operation: "planning", code: EAGAIN, kernelMessage: "the attachment is not in the plan") }
+            else {
+                throw NetlinkError(
+                    operation: "planning", code: EAGAIN, kernelMessage: "the attachment is not in the plan")
+            }
             if !entry.policies.isEmpty,
                 let problem = outcome.problem(
                     of: attachment.addressesV4, table: entry.table, in: plan.host)
