@@ -7,6 +7,12 @@ public enum InventoryCache {
         try AtomicFile.write(text, to: path, mode: 0o600, isSynced: true)
     }
 
+    /// Whether an object of this kind is in it. (The text is searched: thousands of objects are not read for it.)
+    public static func has(_ kind: String, _ path: String) -> Bool {
+        guard let data = FileManager.default.contents(atPath: path) else { return false }
+        return data.range(of: Data("\"kind\":\"\(kind)\"".utf8)) != nil
+    }
+
     /// nil where there is none, or where it is damaged.
     public static func read(_ path: String) -> (objects: [ManifestObject], written: Date)? {
         var status = stat()

@@ -33,6 +33,14 @@ public actor KubernetesInventory: InventorySource {
     /// Objects that are malformed, by `resource namespace/name`: few, so that thousands need not be looked through.
     private var malformed: [String: InventoryProblem] = [:]
     var listed: Set<Resource> = []
+    /// Resources whose content is known, from the server or from disk: at some time everything of them was.
+    private var everKnown: Set<Resource> = []
+    /// Custom resources of which the server says that they do not exist.
+    var missingDefinitions: Set<Resource> = []
+    /// Lists, failures and "there is no such resource", by resource.
+    var answers: [Resource: (count: Int, age: @Sendable () -> Duration)] = [:]
+    /// Kinds of policies that an ADD looks for at the moment.
+    var isLooking: Set<Resource> = []
     private var problems: [Resource: String] = [:]
     /// Why the own Node does not say what it should.
     var publishingProblem: String?
@@ -67,7 +75,8 @@ public actor KubernetesInventory: InventorySource {
 
     private var tasks: [Task<Void, Never>] = []
     var nodeReading: NodeReading
-    private var nodesTask: Task<Void, Never>?
+    /// Follow one resource each.
+    private var watches: [Resource: Task<Void, Never>] = [:]
     private var isStopped = false
     /// Nodes that are not watched and whose annotations are looked up all the same: the gateways of pods here.
     var gateways: Set<String> = []
@@ -109,8 +118,7 @@ public actor KubernetesInventory: InventorySource {
     /// Starts the watches and waits until everything is listed. A server that is not there within `seconds` is gone on
     /// without, from the last inventory on disk, where there is one; otherwise it is waited for.
     public func start(patience seconds: Double = 5) async {
-        for resource in KubernetesInventory.watched where resource != .nodes { tasks.append(follow(resource)) }
-        nodesTask = follow(.nodes)
+        for resource in KubernetesInventory.watched { watches[resource] = follow(resource) }
         tasks.append(Task { await self.readCiliumConfig() })
         tasks.append(Task { await self.keepPublished() })
         tasks.append(Task { await self.keepLookingUp() })
@@ -152,16 +160,21 @@ public actor KubernetesInventory: InventorySource {
         nodeReading = .metadata
         // Until they are there, what is known stays as it is.
         listed.remove(.nodes)
-        nodesTask?.cancel()
-        let old = nodesTask
-        nodesTask = Task {
+        // The server may notice the end of the old watch a little later; and all helpers find out at once.
+        followAnew(.nodes, after: .milliseconds(Int64.random(in: 500...2000)))
+    }
+
+    /// Ends the watch of a resource, and begins it with a list.
+    func followAnew(_ resource: Resource, after pause: Duration = .zero) {
+        let old = watches[resource]
+        old?.cancel()
+        watches[resource] = Task {
             await old?.value
-            // The server may notice the end of the old watch a little later; and all helpers find out at once.
-            try? await self.clock.sleep(for: .milliseconds(Int64.random(in: 500...2000)))
-            if !Task.isCancelled { await self.followNodes() }
+            try? await self.clock.sleep(for: pause)
+            if !Task.isCancelled { await self.replaceWatch(of: resource) }
         }
     }
-    private func followNodes() { if !isStopped { nodesTask = follow(.nodes) } }
+    private func replaceWatch(of resource: Resource) { if !isStopped { watches[resource] = follow(resource) } }
 
     /// Everything that is watched has been listed once.
     private var isComplete: Bool { listed.count == KubernetesInventory.watched.count }
@@ -170,7 +183,7 @@ public actor KubernetesInventory: InventorySource {
     public func stop() async {
         isStopped = true
         for task in again.values { task.cancel() }
-        let tasks = tasks + [nodesTask].compactMap { $0 }
+        let tasks = tasks + watches.values
         for task in tasks { task.cancel() }
         for task in tasks { await task.value }
         self.tasks = []
@@ -194,18 +207,25 @@ public actor KubernetesInventory: InventorySource {
                     known.cilium = CiliumSettings(data: data)
                     changed()
                 }
-                hasAskedForCilium = true
+                noteAskedForCilium()
                 problems[.configMaps] = nil
                 if found != nil { return }
                 // Cilium may be installed later.
                 try? await clock.sleep(for: .seconds(300))
             } catch {
                 if Task.isCancelled { return }
-                hasAskedForCilium = true
+                noteAskedForCilium()
                 problems[.configMaps] = "ConfigMap kube-system/cilium-config: \(error)"
                 try? await clock.sleep(for: backoff.wait())
             }
         }
+    }
+
+    private func noteAskedForCilium() {
+        if hasAskedForCilium { return }
+        hasAskedForCilium = true
+        // The inventory is not unknown for its lack any more.
+        signal.yield()
     }
 
     // MARK: taking in
@@ -217,26 +237,27 @@ public actor KubernetesInventory: InventorySource {
 
     private func take(_ change: ResourceWatch.Change, of resource: Resource) {
         switch change {
-        case .missing:
-            take(.replaced([]), of: resource)
-            problems[resource] = nil
+        case .missing(let duration):
+            noteAnswer(resource)
+            if missingDefinitions.contains(resource) {
+                problems[resource] = nil
+                return
+            }
+            // Anything on the way may say "not found", and so does a server that is just starting.
+            if duration < CustomResourceDefinitions.missingPatience, mayExist(resource) {
+                problems[resource] =
+                    "\(resource): the API server says that there is no such resource; what is known of them stays for 10 s"
+                return
+            }
+            logger.notice("the CustomResourceDefinition is not installed", metadata: ["resource": "\(resource)"])
+            missingDefinitions.insert(resource)
+            takeAll([], of: resource)
             return
         case .replaced(let objects):
-            var now: [String: Entry] = [:]
-            for object in objects {
-                let key = KubernetesInventory.key(object)
-                if resource == .egressPolicies { look(atStatusOf: object) }
-                now[key] = read(object, before: entries[resource]?[key])
-            }
-            let before = entries[resource] ?? [:]
-            entries[resource] = now
-            let isFirst = listed.insert(resource).inserted
-            problems[resource] = nil
-            if isComplete { cachedAt = nil }
-            if !isFirst && before == now { return }
-            // Nodes that only their CiliumNodes were known of are none, if all Nodes are read by now.
-            let others = resource == .nodes ? (entries[.ciliumNodes] ?? [:]).keys.map { $0 } : []
-            refresh(resource, Set(before.keys).union(now.keys).union(others))
+            noteAnswer(resource)
+            missingDefinitions.remove(resource)
+            takeAll(objects, of: resource)
+            return
         case .set(let object):
             let key = KubernetesInventory.key(object)
             if resource == .egressPolicies { look(atStatusOf: object) }
@@ -266,9 +287,40 @@ public actor KubernetesInventory: InventorySource {
             }
             refresh(resource, [key])
         case .problem(let text):
+            if !text.isEmpty { noteAnswer(resource) }
             problems[resource] = text.isEmpty ? nil : text
             return
         }
+        changed()
+    }
+
+    private func noteAnswer(_ resource: Resource) {
+        answers[resource] = ((answers[resource]?.count ?? 0) + 1, clock.stopwatch())
+    }
+
+    /// Whether objects of a resource were known, in this run or in one before.
+    private func mayExist(_ resource: Resource) -> Bool {
+        everKnown.contains(resource) || cachePath.map { InventoryCache.has(resource.kind, $0) } ?? false
+    }
+
+    /// The whole content of a resource.
+    private func takeAll(_ objects: [JSON], of resource: Resource) {
+        var listedEntries: [String: Entry] = [:]
+        for object in objects {
+            let key = KubernetesInventory.key(object)
+            if resource == .egressPolicies { look(atStatusOf: object) }
+            listedEntries[key] = read(object, before: entries[resource]?[key])
+        }
+        let before = entries[resource] ?? [:]
+        entries[resource] = listedEntries
+        let isFirst = listed.insert(resource).inserted
+        everKnown.insert(resource)
+        problems[resource] = nil
+        if isComplete { cachedAt = nil }
+        if !isFirst && before == listedEntries { return }
+        // Nodes that only their CiliumNodes were known of are none, if all Nodes are read by now.
+        let others = resource == .nodes ? (entries[.ciliumNodes] ?? [:]).keys.map { $0 } : []
+        refresh(resource, Set(before.keys).union(listedEntries.keys).union(others))
         changed()
     }
 
@@ -393,6 +445,12 @@ public actor KubernetesInventory: InventorySource {
         inventory.problems =
             malformed.values.sorted { $0.description < $1.description }
             + nodeProblems.sorted { $0.key < $1.key }.flatMap(\.value)
+        inventory.unknown = KubernetesInventory.watched.filter { !everKnown.contains($0) }.map {
+            "\($0): not listed yet" + (problems[$0].map { " (\($0))" } ?? "")
+        }
+        if !hasAskedForCilium && known.cilium == nil {
+            inventory.unknown.append("ConfigMap kube-system/cilium-config: not asked for yet")
+        }
         return inventory
     }
 
@@ -419,6 +477,7 @@ public actor KubernetesInventory: InventorySource {
 
     private func find(_ pod: PodReference) async throws(PodLookup.Failure) -> PodLookup.Origin {
         guard pod.isKubernetes else { return .given }
+        await lookForMissingPolicyKinds(until: pod.deadline - .milliseconds(500))
         if pod.isDecided { return .annotations }
         if isKnown(pod) { return .watch }
         // Leave the plugin time to take the answer.
@@ -513,6 +572,7 @@ public actor KubernetesInventory: InventorySource {
             if !listed.contains(resource) { entries[resource, default: [:]][key] = Entry(objects: [object]) }
         }
         for resource in KubernetesInventory.watched { refresh(resource, Set((entries[resource] ?? [:]).keys)) }
+        everKnown = Set(KubernetesInventory.watched)
         cachedAt = date
         logger.warning(
             "the API server cannot be reached: going on from the inventory on disk",
@@ -548,6 +608,7 @@ public actor KubernetesInventory: InventorySource {
                                     ("meanMilliseconds", .real(sum.seconds / Double(sum.count) * 1000))))
                         }
                     })))
+        members.append(.init("notices", .array(missingPolicyKindNotices.map { .string($0) })))
         members.append(
             .init(
                 "problems",

@@ -29,6 +29,9 @@ public struct Resource: Hashable, Sendable, CustomStringConvertible {
     public static let egressPolicies = Resource("culvert.dev", "v1alpha1", "egresspolicies", "EgressPolicy")
     public static let peers = Resource("kilo.squat.ai", "v1alpha1", "peers", "Peer")
 
+    /// The kinds of policies.
+    static let policyKinds = [egressPolicies, ciliumEgressGatewayPolicies]
+
     /// The policies of one kind.
     static func policies(_ source: EgressPolicy.Source) -> Resource {
         source == .culvert ? egressPolicies : ciliumEgressGatewayPolicies

@@ -10,8 +10,8 @@ struct ResourceWatch: Sendable {
         case replaced([JSON])
         case set(JSON)
         case deleted(JSON)
-        /// The server knows no such resource.
-        case missing
+        /// The server has known no such resource for so long.
+        case missing(Duration)
         /// Whether the server can be reached, and why not.
         case problem(String)
     }
@@ -31,12 +31,15 @@ struct ResourceWatch: Sendable {
     func run(_ report: @Sendable (Change) async -> Void) async {
         var backoff = Backoff(ceiling: ceiling)
         var version: String?
+        /// Since when the server answers that there is no such resource.
         var missingSince: (@Sendable () -> Duration)?
+        var missingBackoff = Backoff(first: 1, ceiling: 10)
         while !Task.isCancelled {
             let elapsed = clock.stopwatch()
             do {
                 if version == nil { version = try await list(report) }
                 missingSince = nil
+                missingBackoff.reset()
                 try await watch(&version, report)
                 // The server ends a watch when its time is over; one that ends at once is a server in trouble.
                 guard elapsed() > .seconds(1) else {
@@ -44,7 +47,8 @@ struct ResourceWatch: Sendable {
                 }
                 backoff.reset()
                 try await clock.sleep(for: .milliseconds(Int64.random(in: 20...60)))
-            } catch is CancellationError { return } catch {
+            } catch {
+                if error is CancellationError || Task.isCancelled { return }
                 // It worked for a while: whatever ended it is no reason to wait for long.
                 if elapsed() > .seconds(10) { backoff.reset() }
                 let failure = error as? APIError ?? APIError(code: 0, message: "\(error)")
@@ -54,15 +58,12 @@ struct ResourceWatch: Sendable {
                     // Thousands of helpers may have been told so at once.
                     try? await clock.sleep(for: .milliseconds(Int64.random(in: 0...Int64(ceiling * 100))))
                 } else if failure.code == 404 && !resource.isBuiltIn {
-                    // Its CustomResourceDefinition is not installed: there is none of them. Only a word that lasts counts,
-                    // where there were some before: anything on the way may say "not found".
-                    let missing = missingSince ?? elapsed
-                    missingSince = missing
-                    if version == nil || missing() > .seconds(ceiling * 2) {
-                        await report(.missing)
-                        version = nil
-                    }
-                    try? await clock.sleep(for: .milliseconds(Int64(ceiling * Double.random(in: 2000...4000))))
+                    let since = missingSince ?? clock.stopwatch()
+                    missingSince = since
+                    version = nil
+                    await report(.missing(since()))
+                    // Soon at first, in case that it was a stray answer, and then every ten seconds at the latest.
+                    try? await clock.sleep(for: missingBackoff.wait())
                     continue
                 } else {
                     logger.notice("watching failed", metadata: meta.merging(["error": "\(failure)"]) { a, _ in a })

@@ -197,16 +197,22 @@ import Testing
                 .replacingOccurrences(of: "203.0.1.0/24", with: "x"),
         ])
         cluster.make([.set(cluster.content.set("Node", "n2", ClusterContent.node(2, 77)))])
+        func policies() async -> [EgressPolicy] { await cluster.inventory.inventory().policies }
+        for _ in 0..<100 where await policies().isEmpty { try await Task.sleep(for: .milliseconds(50)) }
+        #expect(await policies().map(\.name) == ["bad"])
+        #expect(await policies().first?.refusal.contains("spec.destinationCIDRs[0] \"x\"") == true)
+        #expect(await policies().first?.hasUnknownDestinations == true)
+        cluster.server.delete([ClusterContent.policy("culvert.dev/v1alpha1", "EgressPolicy", "bad", 1)])
         #expect(await cluster.converges())
         let inventory = await cluster.inventory.inventory()
         #expect(inventory.nodes["n1"] == good, "its last good content stays")
         #expect(inventory.problems.contains { "\($0)".contains("n1") && "\($0)".contains("nonsense") })
-        #expect(inventory.problems.contains { "\($0)".contains("bad") })
         await cluster.inventory.stop()
     }
 
     @Test func resourcesThatAreNotInstalledAreNone() async throws {
-        let cluster = try Cluster("groups")
+        // Five times as fast as the world: a definition that is missing is looked for every ten seconds.
+        let cluster = try Cluster("groups", clock: ScaledClock(factor: 5))
         for group in ["kilo.squat.ai", "culvert.dev", "cilium.io"] {
             cluster.server.fault("{\"groupOff\":\"\(group)\"}")
         }
@@ -215,6 +221,12 @@ import Testing
         #expect(await cluster.inventory.inventory().nodes.count == 4)
         let status = await cluster.inventory.status()
         #expect(status["synchronized"]?.bool == true && status["problems"]?.elements?.isEmpty == true)
+        #expect(
+            status["notices"]?.elements?.compactMap(\.string) == [
+                "EgressPolicy: its CustomResourceDefinition is not installed; looked for every 10 s",
+                "CiliumEgressGatewayPolicy: its CustomResourceDefinition is not installed; looked for every 10 s",
+            ])
+        #expect(await cluster.inventory.inventory().unknown == [], "there are none")
         cluster.server.fault("{\"groupOn\":\"culvert.dev\"}")
         cluster.server.apply([ClusterContent.policy("culvert.dev/v1alpha1", "EgressPolicy", "e", 1)])
         let end = Date().addingTimeInterval(10)
@@ -222,7 +234,135 @@ import Testing
             try await Task.sleep(for: .milliseconds(100))
         }
         #expect(await cluster.inventory.inventory().policies.count == 1)
+        #expect(await cluster.inventory.status()["notices"]?.elements?.count == 1)
         await cluster.inventory.stop()
+    }
+
+    static func setPolicy(_ cluster: Cluster) {
+        cluster.make([
+            .set(
+                cluster.content.set(
+                    "EgressPolicy", "e", ClusterContent.policy("culvert.dev/v1alpha1", "EgressPolicy", "e", 1)))
+        ])
+    }
+    static func policies(_ inventory: KubernetesInventory) async -> [String] {
+        await inventory.inventory().policies.map(\.name)
+    }
+
+    @Test func aStrayNotFoundAfterAGoneTakesNothingAway() async throws {
+        let cluster = try Cluster("stray", ceiling: 0.2)
+        cluster.fill()
+        Self.setPolicy(cluster)
+        await cluster.inventory.start()
+        #expect(await cluster.converges())
+        // What was listed is forgotten by the server, and then there is no such resource, for a while.
+        cluster.server.fault("{\"groupOff\":\"culvert.dev\",\"compact\":true,\"breakWatches\":\"close\"}")
+        var isReported = false
+        for _ in 0..<60 {
+            try await Task.sleep(for: .milliseconds(50))
+            #expect(await Self.policies(cluster.inventory) == ["e"])
+            let problems = await cluster.inventory.status()["problems"]?.text() ?? ""
+            isReported = isReported || problems.contains("says that there is no such resource")
+        }
+        #expect(isReported)
+        cluster.server.fault("{\"groupOn\":\"culvert.dev\"}")
+        for _ in 0..<100 where await cluster.inventory.status()["problems"]?.elements?.isEmpty != true {
+            try await Task.sleep(for: .milliseconds(100))
+        }
+        #expect(await cluster.inventory.status()["problems"]?.elements?.isEmpty == true)
+        cluster.make([.delete(ClusterContent.policy("culvert.dev/v1alpha1", "EgressPolicy", "e", 1))])
+        for _ in 0..<100 where await !Self.policies(cluster.inventory).isEmpty {
+            try await Task.sleep(for: .milliseconds(50))
+        }
+        #expect(await Self.policies(cluster.inventory) == [], "it is followed again")
+        await cluster.inventory.stop()
+    }
+
+    @Test func aDefinitionThatIsGoneForTenSecondsTakesItsObjectsWithIt() async throws {
+        let clock = ScaledClock(factor: 5)
+        let cluster = try Cluster("uninstalled", ceiling: 0.2, clock: clock)
+        cluster.fill()
+        Self.setPolicy(cluster)
+        await cluster.inventory.start()
+        #expect(await cluster.converges())
+        let elapsed = clock.stopwatch()
+        cluster.server.fault("{\"groupOff\":\"culvert.dev\"}")
+        while await !Self.policies(cluster.inventory).isEmpty, elapsed() < .seconds(60) {
+            try await Task.sleep(for: .milliseconds(20))
+        }
+        #expect(elapsed() > .seconds(10) && elapsed() < .seconds(40), "\(elapsed())")
+        #expect(await cluster.inventory.status()["notices"]?.elements?.count == 1)
+        await cluster.inventory.stop()
+    }
+
+    /// An API server that is starting does not know custom resources yet.
+    @Test func aStrayNotFoundAtTheStartTakesNothingOfTheCacheAway() async throws {
+        let cluster = try Cluster("straystart", cache: true)
+        cluster.fill()
+        Self.setPolicy(cluster)
+        await cluster.inventory.start()
+        #expect(await cluster.converges())
+        await cluster.inventory.saveCache()
+        await cluster.inventory.stop()
+        cluster.server.fault("{\"groupOff\":\"culvert.dev\"}")
+        let client = try KubernetesClient(
+            access: ClusterAccess(server: cluster.server.url, credential: .tokenFile(cluster.tokenFile)),
+            userAgent: "second")
+        let second = KubernetesInventory(
+            client: client, nodeName: "n0", cachePath: "\(cluster.server.directory)/inventory.json", nodes: .whole,
+            ceiling: 1, logger: .quiet)
+        await second.start(patience: 0.5)
+        #expect(await Self.policies(second) == ["e"])
+        #expect(await second.inventory().unknown == [])
+        await second.stop()
+    }
+
+    @Test func aPodThatStartsRightAfterTheDefinitionWasInstalledFindsItsPolicies() async throws {
+        let cluster = try Cluster("install")
+        cluster.server.fault("{\"groupOff\":\"culvert.dev\"}")
+        cluster.fill()
+        await cluster.inventory.start()
+        // By then it is looked for every five to ten seconds.
+        try await Task.sleep(for: .seconds(8))
+        let path = "/api/v1/namespaces/ns1/pods/p1"
+        let pod = PodReference(
+            namespace: "ns1", name: "p1", uid: cluster.server.get(path)?["metadata"]?["uid"]?.string ?? "",
+            isDecided: false, deadline: .now + .seconds(10))
+        // One second after the last look at the earliest; nobody else is kept waiting.
+        _ = try await cluster.inventory.identify(pod)
+        #expect(await Self.policies(cluster.inventory) == [])
+        let quick = ContinuousClock.now
+        for _ in 0..<20 { _ = try await cluster.inventory.identify(pod) }
+        #expect(ContinuousClock.now - quick < .milliseconds(200))
+        try await Task.sleep(for: .milliseconds(3500))
+        cluster.server.fault("{\"groupOn\":\"culvert.dev\"}")
+        Self.setPolicy(cluster)
+        let inventory = cluster.inventory
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for _ in 0..<10 {
+                group.addTask {
+                    _ = try await inventory.identify(pod)
+                    #expect(await Self.policies(inventory) == ["e"])
+                }
+            }
+            try await group.waitForAll()
+        }
+        #expect(cluster.server.counters().mostWatches.values.allSatisfy { $0 <= 1 })
+        await cluster.inventory.stop()
+    }
+
+    @Test func whatWasNeverListedIsNotKnown() async throws {
+        let client = try KubernetesClient(
+            access: ClusterAccess(server: "http://127.0.0.1:9", credential: .none), userAgent: "test")
+        let inventory = KubernetesInventory(
+            client: client, nodeName: "n0", cachePath: nil, ceiling: 1, logger: .quiet)
+        let starting = Task { await inventory.start(patience: 0.1) }
+        try await Task.sleep(for: .milliseconds(500))
+        let unknown = await inventory.inventory().unknown
+        #expect(unknown.count == 8, "\(unknown)")
+        #expect(unknown.contains { $0.hasPrefix("egresspolicies.culvert.dev: not listed yet") })
+        starting.cancel()
+        await inventory.stop()
     }
 
     @Test func theLastInventoryIsKeptOnDisk() async throws {
