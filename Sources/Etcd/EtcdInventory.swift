@@ -57,6 +57,8 @@ public actor EtcdInventory: InventorySource {
         var generation = 0
         /// It has what the store has.
         var isRead: Bool { isListed && (isSynced || !config.hasSyncedCanaries) }
+        /// All of it was known at some time, from the store or from disk.
+        var wasKnown = false
     }
     private var known: [String: Known] = [:]
     private var tasks: [Task<Void, Never>] = []
@@ -291,6 +293,7 @@ public actor EtcdInventory: InventorySource {
         }
         state.isListed = true
         state.cachedAt = nil
+        if state.isRead { state.wasKnown = true }
         known[cluster] = state
         changed()
     }
@@ -371,7 +374,23 @@ public actor EtcdInventory: InventorySource {
             }
         }
         inventory.problems += known.values.flatMap(\.malformed).sorted { $0.key < $1.key }.map(\.value)
+        reportUnread(&inventory)
         return inventory
+    }
+
+    /// Without the own cluster's nodes nothing can be decided. Another cluster that was never reached must not hold this one
+    /// up: its nodes are missing, and it is named.
+    private func reportUnread(_ inventory: inout Inventory) {
+        for (index, cluster) in clusters.enumerated() {
+            guard let state = known[cluster.name], !state.wasKnown else { continue }
+            let reason =
+                "the nodes of cluster \(cluster.name) are not known yet: " + (state.problem ?? "its etcd is being read")
+            if index == 0 {
+                inventory.unknown.append(reason)
+            } else {
+                inventory.problems.append(InventoryProblem(file: "cluster \(cluster.name)", message: reason))
+            }
+        }
     }
 
     private func clash(
@@ -459,6 +478,7 @@ public actor EtcdInventory: InventorySource {
             known[cluster]?.records[node.name] = CiliumNodeRecord(
                 cluster: cluster, clusterID: id, node: node, cilium: cilium)
             known[cluster]?.cachedAt = date
+            known[cluster]?.wasKnown = true
         }
         let read = known.filter { $0.value.cachedAt != nil }.keys.sorted()
         guard !read.isEmpty else { return }

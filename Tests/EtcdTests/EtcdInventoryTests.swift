@@ -164,6 +164,40 @@ import Testing
         await inventory.stop()
     }
 
+    @Test func aStoreThatWasNeverReadIsNotKnown() async throws {
+        let store = try Store("unread")
+        let other = try Store("unreadother")
+        store.put(1)
+        store.stop(0)
+        other.stop(0)
+        Shell.run("mkdir -p \(store.directory)/inventory")
+        // So that the directory is known, and says nothing.
+        try "# nothing\n".write(toFile: "\(store.directory)/inventory/a.yaml", atomically: false, encoding: .utf8)
+        let inventory = try EtcdInventory(
+            clusters: [
+                .init(name: "default", configuration: try store.configuration),
+                .init(name: "east", configuration: try other.configuration),
+            ], directory: "\(store.directory)/inventory", ceiling: 1, logger: .quiet)
+        let starting = Task { await inventory.start(patience: 0.1) }
+        let unread = await inventory.inventory()
+        #expect(unread.unknown.count == 1, "\(unread.unknown)")
+        #expect(unread.unknown.first?.hasPrefix("the nodes of cluster default are not known yet: ") == true)
+        store.start(0)
+        store.waitUntilHealthy()
+        #expect(await Self.becomes(inventory, ["n1": "a"]))
+        let read = await inventory.inventory()
+        #expect(read.unknown == [])
+        #expect(
+            read.problems.contains { "\($0)".contains("the nodes of cluster east are not known yet") },
+            "\(read.problems)")
+        await starting.value
+        // What was known stays known.
+        store.stop(0)
+        try await Task.sleep(for: .milliseconds(500))
+        #expect(await inventory.inventory().unknown == [])
+        await inventory.stop()
+    }
+
     @Test func compactionAndARestartLoseNothing() async throws {
         let store = try Store("restart")
         store.put(1)
