@@ -97,14 +97,23 @@ public struct MeshTopology: Sendable {
     /// Nodes that Kilo leaves out of its topology (`Ready` of its pkg/mesh): without key, endpoint or pod network, or not
     /// seen lately. Whoever shares a mesh with Kilo must leave out the same, or their WireGuard addresses differ.
     ///
-    /// The time is that of the newest sign of life: with an inventory that is behind, all nodes are, and none is gone.
+    /// Kilo goes by its node's own clock. Here the time is that of a sign of life: with an inventory that is behind, all
+    /// nodes are, and none is gone. It is the second newest one, because the newest may come from a node whose clock is ahead,
+    /// to which all others would look gone. (Of two nodes that were seen, neither can be told to be gone.)
     public static func notReadyForKilo(_ nodes: [String: Node]) -> Set<String> {
-        let now = nodes.values.compactMap(\.mesh.lastSeen.seconds).max() ?? 0
+        let newest = nodes.values.compactMap(\.mesh.lastSeen.seconds).sorted(by: >).prefix(2)
+        let now = newest.last ?? 0
         return Set(
             nodes.values.filter { node in
                 node.mesh.key == nil || node.podCIDRs.isEmpty || node.mesh.endpoint == nil
-                    || now - (node.mesh.lastSeen.seconds ?? 0) >= kiloSilence
+                    || isSilent(since: node.mesh.lastSeen.seconds ?? 0, at: now)
             }.map(\.name))
+    }
+
+    /// Any number may be in an annotation: the difference of two may be more than 64 bits hold.
+    private static func isSilent(since seen: Int64, at now: Int64) -> Bool {
+        let (silence, isTooMuch) = now.subtractingReportingOverflow(seen)
+        return seen < now && (isTooMuch || silence >= kiloSilence)
     }
 
     /// What Kilo takes for a public address: one that is in no network of RFC 1918.

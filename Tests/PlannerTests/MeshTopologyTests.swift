@@ -183,6 +183,34 @@ enum MeshManifests {
         #expect(mesh.problems.allSatisfy { $0.contains("overlaps with") })
     }
 
+    // MARK: Kilo's signs of life
+
+    /// Signs of life of n1, n2, …, and who is left out.
+    static let signs: [(seen: [String], leftOut: Set<String>)] = [
+        (["1700000000", "1700000010", "1700000029"], []),
+        (["1700000000", "1700000070", "1700000075"], ["n1"]),
+        // One clock is ahead: by two minutes, by a day, by all there is.
+        (["1700000000", "1700000010", "1700000130"], []),
+        (["1700000000", "1700000010", "1700086400", "1699999000"], ["n4"]),
+        (["1700000000", "1700000010", "9223372036854775807", "-9223372036854775808"], ["n4"]),
+        (["-9223372036854775808", "9223372036854775807", "9223372036854775807"], ["n1"]),
+        (["-9223372036854775808", "-9223372036854775808"], []),
+        // Of two nobody can tell whether one is gone or the other's clock is ahead.
+        (["1700000000", "1700000300"], []),
+        (["1700000000"], []),
+        // Who never said anything was never there.
+        (["1700000000", "", "1700000001"], ["n2"]), (["", ""], []),
+    ]
+    @Test(arguments: signs.indices) func oneClockThatIsAheadMakesNobodyLookGone(_ index: Int) throws {
+        let (seen, leftOut) = Self.signs[index]
+        let text = seen.enumerated().map { index, value in
+            M.node(
+                index + 1, location: "a", address: "10.1.0.1\(index)",
+                more: ["endpoint": "198.51.100.\(index):51820", "last-seen": value])
+        }.joined()
+        #expect(MeshTopology.notReadyForKilo(try M.inventory(text).nodes) == leftOut)
+    }
+
     @Test func peersThatClaimOneAddressAreSortedOutByName() throws {
         func peer(_ name: String, _ number: Int, _ addresses: String) -> String {
             "---\napiVersion: kilo.squat.ai/v1alpha1\nkind: Peer\nmetadata: {name: \(name)}\nspec: {publicKey: '\(M.key(number))', allowedIPs: [\(addresses)], persistentKeepalive: 10, endpoint: {dnsOrIP: {dns: vpn.example.org}, port: 51820}}\n"
