@@ -122,7 +122,8 @@ public struct HelperConfiguration: Equatable, Sendable {
             planner.honorCiliumPolicies = try egress.bool("honorCiliumPolicies") ?? true
         }
         if let cluster = try root.object("cluster") {
-            try HelperConfiguration.only(cluster, ["serviceCIDRs", "excludedCIDRs"])
+            try HelperConfiguration.only(cluster, ["serviceCIDRs", "excludedCIDRs", "nodeCIDRs"])
+            planner.nodeCIDRs = try cluster.networks("nodeCIDRs")
             planner.serviceCIDRs = try cluster.networks("serviceCIDRs")
             planner.excludedCIDRs = try cluster.networks("excludedCIDRs")
         }
@@ -147,8 +148,9 @@ public struct HelperConfiguration: Equatable, Sendable {
             mesh,
             [
                 "enabled", "kiloInterop", "granularity", "subnet", "port", "interface", "manageLocalRoutes",
-                "topologyLabel", "persistentKeepalive",
+                "topologyLabel", "persistentKeepalive", "allowedLocationCIDRs",
             ])
+        planner.mesh.allowedLocationCIDRs = try mesh.networks("allowedLocationCIDRs")
         planner.mesh.enabled = try mesh.bool("enabled") ?? true
         planner.mesh.kiloInterop = try mesh.bool("kiloInterop") ?? false
         if let text = try mesh.string("granularity") {

@@ -186,13 +186,27 @@ public struct MeshTopology: Sendable {
         return result
     }
 
+    /// Not Kilo's: whoever may annotate one node could send any destination of every node there.
+    private mutating func isAllowed(_ network: IPNetwork, of node: Node) -> Bool {
+        let allowed = configuration.allowedLocationCIDRs
+        if allowed.isEmpty || allowed.contains(where: { $0.contains(network) }) { return true }
+        problems.append(
+            "allowed-location-ips: \(network) of node \(node.name) is outside mesh.allowedLocationCIDRs (\(allowed.map(\.description).joined(separator: ", "))), and is left out"
+        )
+        return false
+    }
+
     /// Kilo's rules, in its order: a network goes that overlaps with one of another segment that is still there, with
     /// what any segment owns, or with what a peer may have. Of two that overlap the later segment keeps its own.
     private mutating func filterAllowedLocationIPs() {
         for index in segments.indices {
-            segments[index].allowedLocationIPs = Array(
-                Set(segments[index].nodes.flatMap(\.mesh.allowedLocationIPs))
-            ).sorted()
+            var networks: Set<IPNetwork> = []
+            for node in segments[index].nodes {
+                for network in node.mesh.allowedLocationIPs where isAllowed(network, of: node) {
+                    networks.insert(network)
+                }
+            }
+            segments[index].allowedLocationIPs = networks.sorted()
         }
         guard segments.contains(where: { !$0.allowedLocationIPs.isEmpty }) else { return }
         var owned: [(network: IPNetwork, owner: String)] = []

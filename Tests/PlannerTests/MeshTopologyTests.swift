@@ -183,6 +183,22 @@ enum MeshManifests {
         #expect(mesh.problems.allSatisfy { $0.contains("overlaps with") })
     }
 
+    @Test func anAllowedLocationIPOutsideOfWhatTheConfigurationAllowsIsLeftOut() throws {
+        let text =
+            M.node(1, location: "a", address: "10.1.0.11", more: ["allowed-location-ips": "192.168.1.0/24,8.8.8.8/32"])
+            + M.node(2, location: "b", address: "10.2.0.12", more: ["allowed-location-ips": "0.0.0.0/0"])
+        let mesh = try topology(text) {
+            $0.allowedLocationCIDRs = ["192.168.0.0/16", "172.16.0.0/12"].map { IPNetwork($0)! }
+        }
+        #expect(mesh.segments.map { $0.allowedLocationIPs.map(\.description) } == [["192.168.1.0/24"], []])
+        #expect(
+            mesh.problems == [
+                "allowed-location-ips: 8.8.8.8/32 of node n1 is outside mesh.allowedLocationCIDRs (192.168.0.0/16, 172.16.0.0/12), and is left out",
+                "allowed-location-ips: 0.0.0.0/0 of node n2 is outside mesh.allowedLocationCIDRs (192.168.0.0/16, 172.16.0.0/12), and is left out",
+            ])
+        #expect(try topology(text).problems.filter { $0.contains("outside") } == [])
+    }
+
     // MARK: Kilo's signs of life
 
     /// Signs of life of n1, n2, …, and who is left out.
