@@ -69,7 +69,8 @@ public struct CNIEnvironment: Equatable, Sendable {
             try CNIEnvironment.checkInterfaceName(interfaceName)
         }
         switch command {
-        case .add, .check, .del: arguments = try CNIEnvironment.parseArguments(variable("CNI_ARGS") ?? "")
+        // DEL needs none, and must not be refused for what ADD was refused for.
+        case .add, .check: arguments = try CNIEnvironment.parseArguments(variable("CNI_ARGS") ?? "")
         default: arguments = Arguments()
         }
     }

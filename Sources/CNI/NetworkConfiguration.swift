@@ -19,7 +19,8 @@ public struct NetworkConfiguration: Equatable, Sendable {
     public let whenHelperUnavailable: WhenHelperUnavailable
     /// Name of the policy for pods that no selector matches, or empty.
     public let defaultPolicy: String
-    /// The result of the plugin before this one, complete and as it came.
+    /// The result of the plugin before this one, complete and as it came. This and what is said of the pod: only for ADD and
+    /// CHECK.
     public let previousResult: JSON?
     /// `args.cni.labels` (CONVENTIONS.md).
     public let labels: [(String, String)]
@@ -90,6 +91,15 @@ public struct NetworkConfiguration: Equatable, Sendable {
         whenHelperUnavailable = whenUnavailable
         defaultPolicy = try NetworkConfiguration.string(root, "defaultPolicy", default: "")
 
+        validAttachments = command == .gc ? try NetworkConfiguration.validAttachments(root) : nil
+        // Other verbs do not need what is said of the pod, and are not refused for it: a pod whose ADD was refused must still
+        // be deleted.
+        guard command == .add || command == .check else {
+            previousResult = nil
+            labels = []
+            annotations = []
+            return
+        }
         switch root["prevResult"] {
         case nil, .null?: previousResult = nil
         case .object(let members)?: previousResult = .object(members)
@@ -97,7 +107,6 @@ public struct NetworkConfiguration: Equatable, Sendable {
         }
         labels = try NetworkConfiguration.labels(root)
         annotations = try NetworkConfiguration.annotations(root)
-        validAttachments = command == .gc ? try NetworkConfiguration.validAttachments(root) : nil
     }
 
     private static func string(_ root: JSON, _ key: String, default fallback: String) throws(CNIError) -> String {

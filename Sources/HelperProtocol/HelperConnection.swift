@@ -5,7 +5,7 @@ import CLinux
     import Jansson
 #endif
 
-/// The plugin's side of `cni.sock`: one request, one answer, one deadline over all of it.
+/// The plugin's side of `cni.sock`: one request, one answer (of several messages, if it is long), one deadline over all of it.
 public enum HelperConnection {
     /// - Parameters:
     ///   - socket: path of `cni.sock`.
@@ -33,9 +33,13 @@ public enum HelperConnection {
             try wait(socket, Int16(POLLOUT), deadline: deadline, path: path)
         }
         var buffer = [UInt8](repeating: 0, count: HelperRequest.maximumSize)
+        var answer = HelperAnswer()
         while true {
             let received = recv(socket, &buffer, buffer.count, 0)
-            if received > 0 { return try HelperResponse(message: Array(buffer[0..<received])) }
+            if received > 0 {
+                if let whole = try answer.take(Array(buffer[0..<received])) { return whole }
+                continue
+            }
             guard received < 0, culvert_errno() == EAGAIN || culvert_errno() == EINTR else {
                 throw unavailable("culvertd at \(path) hung up before it answered", code: 0)
             }

@@ -47,7 +47,8 @@ extension Plugin {
         error.code == CNIError.Code.tryAgainLater.rawValue
     }
 
-    static func podRequest(
+    /// A request that names an attachment.
+    static func attachmentRequest(
         _ command: CNIEnvironment.Command, _ environment: CNIEnvironment, _ configuration: NetworkConfiguration,
         deadline: Int64
     ) -> HelperRequest {
@@ -55,13 +56,22 @@ extension Plugin {
         request.network = configuration.name
         request.containerID = environment.containerID
         request.interfaceName = environment.interfaceName
+        request.timeoutMilliseconds = max(1, deadline - culvert_monotonic_milliseconds())
+        return request
+    }
+
+    /// The same, with what the runtime says of the pod.
+    static func podRequest(
+        _ command: CNIEnvironment.Command, _ environment: CNIEnvironment, _ configuration: NetworkConfiguration,
+        deadline: Int64
+    ) -> HelperRequest {
+        var request = attachmentRequest(command, environment, configuration, deadline: deadline)
         request.podNamespace = environment.arguments.podNamespace
         request.podName = environment.arguments.podName
         request.podUID = environment.arguments.podUID
         request.labels = configuration.labels + environment.arguments.labels
         request.annotations = configuration.annotations
         request.defaultPolicy = configuration.defaultPolicy
-        request.timeoutMilliseconds = max(1, deadline - culvert_monotonic_milliseconds())
         return request
     }
 }

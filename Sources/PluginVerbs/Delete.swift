@@ -11,7 +11,8 @@ extension Plugin {
     static func delete(
         _ environment: CNIEnvironment, _ configuration: NetworkConfiguration, deadline: Int64
     ) throws(CNIError) {
-        let request = podRequest(.del, environment, configuration, deadline: deadline)
+        // Nothing of the pod: what ADD was refused for must not keep its DEL from getting through.
+        let request = attachmentRequest(.del, environment, configuration, deadline: deadline)
         do throws(CNIError) {
             if case .failed(let error) = try HelperConnection.ask(
                 request, socket: configuration.socket, deadline: deadline)
