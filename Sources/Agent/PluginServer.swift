@@ -9,7 +9,10 @@ import Synchronization
 /// descriptors.) What arrives is not believed: see `receive`.
 public final class PluginServer: Sendable {
     /// Plugins that are served at once; more wait in the backlog.
-    static let maximumConnections = 64
+    static let maximumConnections = 512
+    /// ADDs that are served at once: they may have to wait for an API server, and must not keep DEL, STATUS and the rest from
+    /// being served. More than any node has pods.
+    static let maximumADDs = maximumConnections - 64
     /// How long a connection may take to send its request, milliseconds.
     static let patience = 2000
 
@@ -18,6 +21,7 @@ public final class PluginServer: Sendable {
     private let agent: NodeAgent
     private let logger: Logger
     private let places = DispatchSemaphore(value: maximumConnections)
+    private let placesOfADDs = DispatchSemaphore(value: maximumADDs)
     private let isStopping = Atomic<Bool>(false)
     private let active = Atomic<Int>(0)
     /// Uid that plugins must have: 0, as runtimes have.
@@ -93,6 +97,18 @@ public final class PluginServer: Sendable {
             }
             do throws(CNIError) {
                 let (request, descriptor) = try receive()
+                if request.command == .add {
+                    guard
+                        server.placesOfADDs.wait(timeout: .now() + .milliseconds(Int(request.timeoutMilliseconds)))
+                            == .success
+                    else {
+                        if descriptor >= 0 { close(descriptor) }
+                        throw CNIError(
+                            .tryAgainLater, "culvertd serves \(PluginServer.maximumADDs) other ADDs",
+                            details: "the API server may be slow; see culvertctl status")
+                    }
+                }
+                defer { if request.command == .add { server.placesOfADDs.signal() } }
                 let response = Call.wait { [server] in await server.agent.serve(request, descriptor: descriptor) }
                 if !send(response), request.command == .add, case .done = response {
                     Call.wait { [server] in await server.agent.abort(request) }
@@ -154,8 +170,10 @@ public final class PluginServer: Sendable {
         private func send(_ response: HelperResponse) -> Bool {
             var entry = pollfd(fd: connection, events: Int16(POLLIN), revents: 0)
             if poll(&entry, 1, 0) > 0, entry.revents & Int16(POLLHUP | POLLERR) != 0 { return false }
-            let bytes = response.json.bytes()
-            return culvert_send_message(connection, bytes, bytes.count, -1) == 0
+            for message in response.messages where culvert_send_message(connection, message, message.count, -1) != 0 {
+                return false
+            }
+            return true
         }
 
         /// Waits for asynchronous work. This is a thread of its own, not one of the cooperative pool.

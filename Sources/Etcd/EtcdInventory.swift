@@ -489,7 +489,7 @@ public actor EtcdInventory: InventorySource {
     }
 
     /// Pods are not in the store: what the files say of them is complete.
-    public func identify(_ pod: PodReference) -> PodLookup { PodLookup(.given) }
+    public nonisolated func identify(_ pod: PodReference) -> PodLookup { PodLookup(.given) }
     /// Only Cilium writes to its store; `<run-dir>/published` is handed on by other means.
     public func publish(annotations: [String: String]) {}
     public func report(_ policies: [PolicyReport]) {}

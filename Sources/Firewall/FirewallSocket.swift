@@ -214,7 +214,14 @@ public final class FirewallSocket {
                 elements.append(.init(first: start, last: end.map { $0 - 1 } ?? .max))
             }
         }
-        return elements.sorted()
+        // The kernel may list an element twice while it makes a hash table larger.
+        elements.sort()
+        var last: FirewallSet.Element?
+        elements.removeAll { element in
+            defer { last = element }
+            return element == last
+        }
+        return elements
     }
 
     // MARK: writing

@@ -60,7 +60,7 @@ public actor FileSource: InventorySource {
     }
 
     /// Files are complete by definition: a pod that they do not hold has no labels.
-    public func identify(_ pod: PodReference) -> PodLookup { PodLookup(.given) }
+    public nonisolated func identify(_ pod: PodReference) -> PodLookup { PodLookup(.given) }
     /// `<run-dir>/published` is all there is.
     public func publish(annotations: [String: String]) {}
     public func report(_ policies: [PolicyReport]) {}

@@ -80,7 +80,8 @@ extension NetlinkSocket {
         header.rtm_family = UInt8(destination.family == .v4 ? AF_INET : AF_INET6)
         header.rtm_dst_len = UInt8(destination.family.bits)
         header.rtm_src_len = UInt8(destination.family.bits)
-        header.rtm_flags = UInt32(RTM_F_LOOKUP_TABLE)
+        // IPv6 tells the table unasked, and refuses the flag.
+        if destination.family == .v4 { header.rtm_flags = UInt32(RTM_F_LOOKUP_TABLE) }
         var found: RouteLookup?
         let request = NetlinkMessage(
             "ip route get \(destination) from \(source) iif \(incoming)", type: UInt16(RTM_GETROUTE), flags: 0,

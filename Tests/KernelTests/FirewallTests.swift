@@ -10,89 +10,84 @@ import Testing
 @testable import Agent
 @testable import Reconcile
 
-/// A network namespace of this process's own; everything in it is gone with the process.
-enum OwnNamespace {
-    /// The suites below run in a process that `install/test.sh` starts with `unshare --net`.
-    static let isOurs = ProcessInfo.processInfo.environment["CULVERT_OWN_NETNS"] == "1"
-}
-
-@Suite(.serialized, .enabled(if: OwnNamespace.isOurs, "needs root and a network namespace; install/test.sh gives both"))
-struct FirewallTests {
-    /// What `nft -j` prints, without metainfo, handles and counters' values.
-    func nftList() throws -> [JSON] {
-        let result = Shell.run("nft -j list table inet culvert")
-        #expect(result.status == 0, "\(result.errors)")
-        let list = try #require(result.json?["nftables"]?.elements)
-        return list.filter { $0["metainfo"] == nil }.map(strip)
-    }
-
-    private func strip(_ value: JSON) -> JSON {
-        switch value {
-        case .object(let members):
-            .object(
-                members.filter { $0.key != "handle" }.map { member in
-                    switch member.key {
-                    case "counter": JSON.Member("counter", .null)
-                    // A hash table has no order.
-                    case "elem":
-                        JSON.Member(
-                            "elem",
-                            .array((member.value.elements ?? []).map(strip).sorted { $0.text() < $1.text() }))
-                    default: JSON.Member(member.key, strip(member.value))
-                    }
-                }.sorted { $0.key < $1.key })
-        case .array(let elements): .array(elements.map(strip))
-        default: value
+extension KernelNamespace {
+    struct FirewallTests {
+        /// What `nft -j` prints, without metainfo, handles and counters' values.
+        func nftList() throws -> [JSON] {
+            let result = Shell.run("nft -j list table inet culvert")
+            #expect(result.status == 0, "\(result.errors)")
+            let list = try #require(result.json?["nftables"]?.elements)
+            return list.filter { $0["metainfo"] == nil }.map(strip)
         }
-    }
 
-    @Test(arguments: Configuration.TunnelProtocol.allCases)
-    func planPrintsItsFirewallAsNftDoes(_ tunnelProtocol: Configuration.TunnelProtocol) throws {
-        let plan = TestCluster.plan(node: "n3", tunnelProtocol: tunnelProtocol)
-        let firewall = try FirewallSocket()
-        try firewall.apply(.replace, wanted: plan.host.firewall)
-        defer { try? firewall.apply(.delete, wanted: nil) }
-        let expected = (PlanJSON.render(plan)["nftables"]?.elements ?? []).map(strip)
-        let actual = try nftList()
-        func texts(_ list: [JSON]) -> Set<String> { Set(list.map { $0.text() }) }
-        #expect(texts(expected).subtracting(texts(actual)).sorted() == [])
-        #expect(texts(actual).subtracting(texts(expected)).sorted() == [])
-        // And the kernel's own dump equals it.
-        #expect(FirewallChange.between(try firewall.read(), plan.host.firewall) == .none)
-    }
+        private func strip(_ value: JSON) -> JSON {
+            switch value {
+            case .object(let members):
+                .object(
+                    members.filter { $0.key != "handle" }.map { member in
+                        switch member.key {
+                        case "counter": JSON.Member("counter", .null)
+                        // A hash table has no order.
+                        case "elem":
+                            JSON.Member(
+                                "elem",
+                                .array((member.value.elements ?? []).map(strip).sorted { $0.text() < $1.text() }))
+                        default: JSON.Member(member.key, strip(member.value))
+                        }
+                    }.sorted { $0.key < $1.key })
+            case .array(let elements): .array(elements.map(strip))
+            default: value
+            }
+        }
 
-    @Test(arguments: ["remote_pods", "tunnel_peers_24", "tunnel_outer"])
-    func anElementMoreIsAddedWithoutReplacingTheTable(_ name: String) throws {
-        let plan = TestCluster.plan(node: "n3", tunnelProtocol: .ipip)
-        var wanted = try #require(plan.host.firewall)
-        let firewall = try FirewallSocket()
-        try firewall.apply(.replace, wanted: wanted)
-        defer { try? firewall.apply(.delete, wanted: nil) }
-        let index = try #require(wanted.sets.firstIndex { $0.name == name })
-        let set = wanted.sets[index]
-        let more = FirewallSet.Element(
-            pair: set.key == .addressPair ? 0x0AF4_0201 : 0, first: 0xC0A8_0000,
-            last: set.interval ? 0xC0A8_00FF : 0xC0A8_0000)
-        wanted.sets[index] = FirewallSet(
-            name: name, key: set.key, interval: set.interval, elements: set.elements.dropFirst() + [more])
-        let change = FirewallChange.between(try firewall.read(), wanted)
-        var edit = FirewallChange.Edit()
-        edit.added = [name: [more]]
-        edit.removed = [name: [set.elements[0]]]
-        #expect(change == .edit(edit))
-        try firewall.apply(change, wanted: wanted)
-        #expect(FirewallChange.between(try firewall.read(), wanted) == .none)
-    }
+        @Test(arguments: Configuration.TunnelProtocol.allCases)
+        func planPrintsItsFirewallAsNftDoes(_ tunnelProtocol: Configuration.TunnelProtocol) throws {
+            let plan = TestCluster.plan(node: "n3", tunnelProtocol: tunnelProtocol)
+            let firewall = try FirewallSocket()
+            try firewall.apply(.replace, wanted: plan.host.firewall)
+            defer { try? firewall.apply(.delete, wanted: nil) }
+            let expected = (PlanJSON.render(plan)["nftables"]?.elements ?? []).map(strip)
+            let actual = try nftList()
+            func texts(_ list: [JSON]) -> Set<String> { Set(list.map { $0.text() }) }
+            #expect(texts(expected).subtracting(texts(actual)).sorted() == [])
+            #expect(texts(actual).subtracting(texts(expected)).sorted() == [])
+            // And the kernel's own dump equals it.
+            #expect(FirewallChange.between(try firewall.read(), plan.host.firewall) == .none)
+        }
 
-    @Test func aForeignRuleInOurTableIsDriftAndRepaired() throws {
-        let plan = TestCluster.plan(node: "n3", tunnelProtocol: .ipip)
-        let firewall = try FirewallSocket()
-        try firewall.apply(.replace, wanted: plan.host.firewall)
-        defer { try? firewall.apply(.delete, wanted: nil) }
-        #expect(Shell.run("nft insert rule inet culvert input accept").status == 0)
-        let change = FirewallChange.between(try firewall.read(), plan.host.firewall)
-        #expect(change.operations == ["nft replace rules of chain inet culvert input"])
-        try firewall.apply(change, wanted: plan.host.firewall, counters: try firewall.read())
-        #expect(FirewallChange.between(try firewall.read(), plan.host.firewall) == .none)
+        @Test(arguments: ["remote_pods", "tunnel_peers_24", "tunnel_outer"])
+        func anElementMoreIsAddedWithoutReplacingTheTable(_ name: String) throws {
+            let plan = TestCluster.plan(node: "n3", tunnelProtocol: .ipip)
+            var wanted = try #require(plan.host.firewall)
+            let firewall = try FirewallSocket()
+            try firewall.apply(.replace, wanted: wanted)
+            defer { try? firewall.apply(.delete, wanted: nil) }
+            let index = try #require(wanted.sets.firstIndex { $0.name == name })
+            let set = wanted.sets[index]
+            let more = FirewallSet.Element(
+                pair: set.key == .addressPair ? 0x0AF4_0201 : 0, first: 0xC0A8_0000,
+                last: set.interval ? 0xC0A8_00FF : 0xC0A8_0000)
+            wanted.sets[index] = FirewallSet(
+                name: name, key: set.key, interval: set.interval, elements: set.elements.dropFirst() + [more])
+            let change = FirewallChange.between(try firewall.read(), wanted)
+            var edit = FirewallChange.Edit()
+            edit.added = [name: [more]]
+            edit.removed = [name: [set.elements[0]]]
+            #expect(change == .edit(edit))
+            try firewall.apply(change, wanted: wanted)
+            #expect(FirewallChange.between(try firewall.read(), wanted) == .none)
+        }
+
+        @Test func aForeignRuleInOurTableIsDriftAndRepaired() throws {
+            let plan = TestCluster.plan(node: "n3", tunnelProtocol: .ipip)
+            let firewall = try FirewallSocket()
+            try firewall.apply(.replace, wanted: plan.host.firewall)
+            defer { try? firewall.apply(.delete, wanted: nil) }
+            #expect(Shell.run("nft insert rule inet culvert input accept").status == 0)
+            let change = FirewallChange.between(try firewall.read(), plan.host.firewall)
+            #expect(change.operations == ["nft replace rules of chain inet culvert input"])
+            try firewall.apply(change, wanted: plan.host.firewall, counters: try firewall.read())
+            #expect(FirewallChange.between(try firewall.read(), plan.host.firewall) == .none)
+        }
     }
 }

@@ -277,4 +277,70 @@ struct LifecycleTests {
         }
         #expect(lab.log("n1").contains("not as planned") == false, "\(lab.log("n1"))")
     }
+
+    @Test func aSecondHelperAndACleanupAreRefusedWhileOneRuns() throws {
+        let lab = try Lab("f")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1")
+        let other = lab.run(
+            in: "n1",
+            "timeout 20 \(Shell.binaries)/culvertd run --config \(lab.directory)/culvertd.yaml --node n1 --inventory \(lab.directory)/inventory --run-dir \(lab.directory)/n1 --state-dir \(lab.directory)/n1/state"
+        )
+        #expect(other.status == 1 && other.errors.contains("another culvertd uses"), "\(other.errors)")
+        let cleanup = lab.run(in: "n1", "\(Shell.binaries)/culvertd cleanup --run-dir \(lab.directory)/n1")
+        #expect(cleanup.status == 1 && cleanup.errors.contains("stop it first"), "\(cleanup.errors)")
+        #expect(lab.ctl("n1", "diff").output == "[]\n")
+    }
+
+    @Test func aPodThatADELHasEndedIsNotAdoptedWhileItsObjectIsStillThere() throws {
+        let lab = try Lab("o")
+        try lab.inventory(
+            "policy.yaml",
+            Self.policy + """
+                ---
+                apiVersion: v1
+                kind: Pod
+                metadata: {name: web, namespace: default, uid: u-1, labels: {app: shop}}
+                spec: {nodeName: n1}
+                status: {podIP: 10.244.1.10}
+
+                """)
+        try lab.start("n1")
+        let arguments = [
+            "LAB_CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=u-1"
+        ]
+        func hasRule() -> Bool { lab.run(in: "n1", "ip rule").output.contains("10.244.1.10") }
+        #expect(hasRule(), "the pod was there before the helper")
+        try lab.pod("a", on: "n1", last: 10, extra: arguments)
+        #expect(hasRule())
+        #expect(lab.plugin("n1", "DEL", "a", extra: arguments).status == 0)
+        #expect(!hasRule())
+        // Something else changes in the inventory.
+        try lab.inventory("more.yaml", Lab.policy("more", app: "more"))
+        #expect(lab.eventually { lab.ctl("n1", "policies").output.contains("more") })
+        #expect(!hasRule())
+    }
+
+    @Test func whatTheKernelRefusedIsThereByItselfWhenTheCauseIsGone() throws {
+        let lab = try Lab("g")
+        try lab.inventory("policy.yaml", Self.policy)
+        // Somebody has the tunnel's VNI and port.
+        lab.run(in: "n1", "ip link add other type vxlan id 1 local 10.244.1.1 dstport 8475")
+        lab.startUnready("n1")
+        #expect(lab.eventually { lab.ctl("n1", "status").output.hasPrefix("DEGRADED: the kernel is not as planned") })
+        #expect(lab.ctl("n1", "status").status == 1)
+        let ready = lab.run(in: "n1", "curl -s --unix-socket \(lab.directory)/n1/api.sock http://localhost/readyz")
+        #expect(ready.output.contains("the kernel is not as planned"), "\(ready.output)")
+        let refused = lab.lab("pod n1 a 10 app:shop")
+        #expect(refused.status != 0 && refused.output.contains("\"code\": 101"), "\(refused.output)")
+        // A pod without a policy does not need it.
+        try lab.pod("plain", on: "n1", last: 11, labels: "app:other")
+        lab.run(in: "n1", "ip link del other")
+        try lab.start("n3")
+        try lab.waitUntilReady("n1")
+        #expect(lab.plugin("n1", "ADD", "a").status == 0)
+        #expect(lab.plugin("n1", "STATUS", "a", extra: ["LAB_CNI_VERSION": "1.1.0"]).status == 0)
+        #expect(lab.pings("a", "203.0.113.10"))
+        #expect(lab.ctl("n1", "status").output.hasPrefix("OK\n"), "\(lab.ctl("n1", "status").output)")
+    }
 }
