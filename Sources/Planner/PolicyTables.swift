@@ -14,7 +14,10 @@ struct PolicyTables {
         let claimed: [ClosedRange<UInt32>]
         fileprivate(set) var pods: [IPAddress] = []
         var podsV4: [IPAddress] { pods.filter { $0.family == .v4 } }
-        var claimsV6: Bool { v6.contains { $0.verdict != .thrown } }
+        /// Some pod here has an IPv6 address, and IPv6 destinations are claimed of it.
+        var claimsV6: Bool {
+            v6.contains { $0.verdict != .thrown } && pods.contains { $0.family == .v6 }
+        }
     }
     /// By number.
     let tables: [Table]
