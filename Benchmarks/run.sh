@@ -43,6 +43,8 @@ nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/
 unshare --net "$bin/culvert-bench" routes
 "$bin/culvert-bench" mesh
 "$bin/culvert-bench" egress
+# ADD on nodes of small and large clusters.
+"$root/Benchmarks/scale.sh" "$bin" "$D/scale"
 # 5,000 nodes in the API: memory, processor time, and how soon a change is in the kernel.
 "$root/Tests/Lab/lab.sh" up "${P}k" "$D/k"
 mkdir "$D/api"

@@ -17,7 +17,13 @@ enum Bench {
         case "routes": try routes(rounds: 7)
         case "mesh": mesh()
         case "egress": egress()
-        default: print("usage: culvert-bench version|add|routes|mesh|egress …")
+        case "scale":
+            let nodes = arguments.dropFirst(2).map { argument in
+                let parts = argument.split(separator: "|").map(String.init)
+                return Scale(name: parts[0], socket: parts[1], prefix: parts[2], first: parts[3], beside: parts[4])
+            }
+            try scale(plugin: arguments[1], nodes: nodes, rounds: 60)
+        default: print("usage: culvert-bench version|add|routes|mesh|egress|scale …")
         }
     }
 
