@@ -49,11 +49,11 @@ public actor EtcdInventory: InventorySource {
         /// When what is known was written to disk; nil: it is from the store.
         var cachedAt: Date?
         var problem: String?
-        /// Follow the nodes, and whether they are complete; and where those are.
+        /// Follow the nodes, and the canary that says that they are complete; `prefix` is where the nodes are.
         var nodesTask: Task<Void, Never>?
         var canaryTask: Task<Void, Never>?
         var prefix = ""
-        /// Of the task that follows the nodes: what an earlier one still has to say does not count.
+        /// Number of the task that follows the nodes: what an earlier task still reports is ignored.
         var generation = 0
         /// It has what the store has.
         var isRead: Bool { isListed && (isSynced || !config.hasSyncedCanaries) }
@@ -258,7 +258,7 @@ public actor EtcdInventory: InventorySource {
             await self.follow(
                 cluster, prefix: "\(prefix)/\(cluster)/",
                 first: { client, endpoint in
-                    // Whoever finds it there finds all nodes there afterwards.
+                    // The canary key is written last: once it is visible, so are all nodes.
                     await self.set(cluster, generation, isSynced: false)
                     let found = try await client.range(endpoint, prefix: canary)
                     if found.entries.contains(where: { $0.key == canary }) {
@@ -273,7 +273,7 @@ public actor EtcdInventory: InventorySource {
         if known[cluster]?.generation == generation { known[cluster]?.isSynced = isSynced }
     }
 
-    /// The store has all nodes by now: another look tells which of those that were known are gone.
+    /// The store has all nodes by now. They are read once more, to learn which of the known ones are gone.
     private func canaryIsThere(_ cluster: String, _ prefix: String) {
         guard let state = known[cluster], state.prefix == prefix, !state.isSynced else { return }
         followNodes(cluster)
@@ -288,7 +288,7 @@ public actor EtcdInventory: InventorySource {
         state.malformed = [:]
         for entry in entries { set(&state, cluster, entry, before: before) }
         if !state.isSynced && state.config.hasSyncedCanaries {
-            // The store may still come to have them.
+            // The store is not complete: a node that is missing from it may still be written.
             for (name, record) in before where state.records[name] == nil { state.records[name] = record }
         }
         state.isListed = true
@@ -336,43 +336,13 @@ public actor EtcdInventory: InventorySource {
 
     public func inventory() async -> Inventory {
         var inventory = await manifests.inventory()
-        var owners: [(network: IPNetwork, node: String, cluster: String)] = []
-        var ids: [Int64: String] = [:]
-        for (index, cluster) in clusters.enumerated() {
-            guard let state = known[cluster.name] else { continue }
-            let id = state.config.id != 0 ? state.config.id : state.records.values.map(\.clusterID).max() ?? 0
-            if id != 0, let other = ids.updateValue(ids[id] ?? cluster.name, forKey: id) {
-                inventory.problems.append(
-                    InventoryProblem(
-                        file: "cluster \(cluster.name)",
-                        message:
-                            "is left out: it has the cluster-id \(id), which cluster \(other) has already; give each cluster of the mesh one of its own (Cilium's cluster.id)"
-                    ))
-                continue
-            }
-            for (name, record) in state.records.sorted(by: { $0.key < $1.key }) {
-                let known = index == 0 ? name : "\(cluster.name)/\(name)"
-                if index > 0, let clash = clash(record, owners, cluster.name) {
-                    inventory.problems.append(
-                        InventoryProblem(
-                            file: "cluster \(cluster.name)",
-                            message:
-                                "node \(name) is left out: its pods' network \(clash.0) overlaps with \(clash.1.network) of node \(clash.1.node) of cluster \(clash.1.cluster); clusters of one mesh need networks of their own"
-                        ))
-                    continue
-                }
-                owners += record.cilium.podCIDRs.map { ($0, name, cluster.name) }
-                // What files say of the node goes over it: its annotations about the mesh, for one.
-                let told = inventory.nodes[known]
-                var node = record.node
-                node.name = known
-                var cilium = record.cilium
-                cilium.name = known
-                let (merged, found) = NodeMerge.merge(node, published: told, cilium: cilium)
-                inventory.nodes[known] = merged
-                inventory.problems += found
+        var merge = ClusterMerge(inventory)
+        for cluster in clusters {
+            if let state = known[cluster.name] {
+                merge.add(cluster.name, id: state.config.id, records: state.records)
             }
         }
+        inventory = merge.inventory
         inventory.problems += known.values.flatMap(\.malformed).sorted { $0.key < $1.key }.map(\.value)
         reportUnread(&inventory)
         return inventory
@@ -391,17 +361,6 @@ public actor EtcdInventory: InventorySource {
                 inventory.problems.append(InventoryProblem(file: "cluster \(cluster.name)", message: reason))
             }
         }
-    }
-
-    private func clash(
-        _ record: CiliumNodeRecord, _ owners: [(network: IPNetwork, node: String, cluster: String)], _ cluster: String
-    ) -> (IPNetwork, (network: IPNetwork, node: String, cluster: String))? {
-        for network in record.cilium.podCIDRs {
-            if let owner = owners.first(where: { $0.cluster != cluster && $0.network.overlaps(network) }) {
-                return (network, owner)
-            }
-        }
-        return nil
     }
 
     // MARK: cache

@@ -18,23 +18,23 @@ public actor KubernetesInventory: InventorySource {
     let client: KubernetesClient
     let nodeName: String
     /// The last inventory on disk; nil: none is kept.
-    private let cachePath: String?
+    let cachePath: String?
     let logger: Logger
 
     /// What came of one object.
-    private struct Entry: Equatable {
+    struct Entry: Equatable {
         var objects: [ManifestObject] = []
         var problem: InventoryProblem?
     }
     /// By `namespace/name`.
-    private var entries: [Resource: [String: Entry]] = [:]
+    var entries: [Resource: [String: Entry]] = [:]
     var known = Inventory()
     private var nodeProblems: [String: [InventoryProblem]] = [:]
     /// Objects that are malformed, by `resource namespace/name`: few, so that thousands need not be looked through.
     private var malformed: [String: InventoryProblem] = [:]
     var listed: Set<Resource> = []
     /// Resources whose content is known, from the server or from disk: at some time everything of them was.
-    private var everKnown: Set<Resource> = []
+    var everKnown: Set<Resource> = []
     /// Custom resources of which the server says that they do not exist.
     var missingDefinitions: Set<Resource> = []
     /// Lists, failures and "there is no such resource", by resource.
@@ -45,33 +45,43 @@ public actor KubernetesInventory: InventorySource {
     /// Why the own Node does not say what it should.
     var publishingProblem: String?
     /// When the cached inventory was written; nil: what is known came from the server.
-    private var cachedAt: Date?
+    var cachedAt: Date?
     private var hasAskedForCilium = false
     /// Time since the own Node was last written.
     var sincePublished: @Sendable () -> Duration = { .seconds(3600) }
-    private var lookups: [PodLookup.Origin: (count: Int64, seconds: Double)] = [:]
+    var lookups: [PodLookup.Origin: (count: Int64, seconds: Double)] = [:]
     var published: [String: String] = [:]
     var wanted: [String: String] = [:]
     var wantedReports: [PolicyReport] = []
     var reported: [String: PolicyReport] = [:]
-    /// What the status of policies says, as the watch has told.
+    /// The reason in the status of each policy without a gateway, as the watch has shown it last.
     var seenReasons: [String: String] = [:]
-    /// Since when others are waited for to tell of a policy without a gateway.
-    var turns: [PolicyReport: @Sendable () -> Duration] = [:]
+    /// How long this node has left it to the nodes before it by name to report a policy without a gateway.
+    var reportingRankWait: [PolicyReport: @Sendable () -> Duration] = [:]
     /// Pods that a policy selects, by policy, and what was counted then.
     var counted: [String: SelectedPods] = [:]
-    /// Says that there may be something to tell others.
-    let wake: AsyncStream<Void>.Continuation
-    let wakes: AsyncStream<Void>
-    /// Timers that wake whoever tells others.
-    var again: [Reason: Task<Void, Never>] = [:]
-    enum Reason { case echo, turn, reports, annotations }
-    var gates: [Reason: (since: @Sendable () -> Duration, wait: Duration, backoff: Backoff)] = [:]
+    /// Asks the publishing task to compare what the server should hold with what was written last.
+    let publishRequested: AsyncStream<Void>.Continuation
+    /// Those requests; one reader.
+    let publishRequests: AsyncStream<Void>
+    /// Each requests publishing once more at the end of a wait.
+    var retryTimers: [PublishingWait: Task<Void, Never>] = [:]
+    /// What publishing may have to wait for.
+    enum PublishingWait {
+        /// The watch shows this node's own annotations.
+        case annotationsSeen
+        /// This node's rank among those that may report a policy.
+        case reportingRank
+        /// The back-off after a policy's status, or the Node's annotations, could not be written.
+        case reports, annotations
+    }
+    /// Writes that failed, each with a back-off of its own.
+    var rateLimits: [PublishingWait: (since: @Sendable () -> Duration, wait: Duration, backoff: Backoff)] = [:]
     /// The server's definition of EgressPolicy is older than this release.
     var lacksSelectedPods = false
     let clock: any Clock<Duration>
     var recorded: Set<ObjectEvent> = []
-    private var isCacheStale = false
+    var isCacheStale = false
 
     private var tasks: [Task<Void, Never>] = []
     var nodeReading: NodeReading
@@ -103,7 +113,8 @@ public actor KubernetesInventory: InventorySource {
         ceiling: Double = 30, clock: any Clock<Duration> = ContinuousClock(), logger: Logger
     ) {
         self.clock = clock
-        (wakes, wake) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        (publishRequests, publishRequested) = AsyncStream.makeStream(
+            of: Void.self, bufferingPolicy: .bufferingNewest(1))
         nodeReading = nodes
         self.ceiling = ceiling
         self.client = client
@@ -177,12 +188,12 @@ public actor KubernetesInventory: InventorySource {
     private func replaceWatch(of resource: Resource) { if !isStopped { watches[resource] = follow(resource) } }
 
     /// Everything that is watched has been listed once.
-    private var isComplete: Bool { listed.count == KubernetesInventory.watched.count }
+    var isComplete: Bool { listed.count == KubernetesInventory.watched.count }
 
     /// Ends the watches and the client. What is known stays.
     public func stop() async {
         isStopped = true
-        for task in again.values { task.cancel() }
+        for task in retryTimers.values { task.cancel() }
         let tasks = tasks + watches.values
         for task in tasks { task.cancel() }
         for task in tasks { await task.value }
@@ -190,7 +201,7 @@ public actor KubernetesInventory: InventorySource {
         await client.shutdown()
     }
 
-    private var problemText: String {
+    var problemText: String {
         problems.sorted { "\($0.key)" < "\($1.key)" }.map(\.value).joined(separator: "; ")
     }
 
@@ -228,14 +239,14 @@ public actor KubernetesInventory: InventorySource {
         signal.yield()
     }
 
-    // MARK: taking in
+    // MARK: what the watches report
 
     private static func key(_ object: JSON) -> String {
         let metadata = object["metadata"]
         return (metadata?["namespace"]?.string ?? "") + "/" + (metadata?["name"]?.string ?? "")
     }
 
-    private func take(_ change: ResourceWatch.Change, of resource: Resource) {
+    func take(_ change: ResourceWatch.Change, of resource: Resource) {
         switch change {
         case .missing(let duration):
             noteAnswer(resource)
@@ -262,18 +273,19 @@ public actor KubernetesInventory: InventorySource {
             let key = KubernetesInventory.key(object)
             if resource == .egressPolicies { look(atStatusOf: object) }
             let before = entries[resource]?[key]
-            let now = read(object, before: before)
-            entries[resource, default: [:]][key] = now
-            // Most changes are the kubelets' reports of their nodes' state, which say nothing to us (but a sign of life,
-            // which is no news).
-            if now == before && resource != .nodes { return }
+            let entry = read(object, before: before)
+            entries[resource, default: [:]][key] = entry
+            // Most changes are the kubelets' reports of their nodes' state, of which Culvert reads nothing but the annotation
+            // kilo.squat.ai/last-seen. A newer one is put into the inventory, and is no reason to plan anew.
+            if entry == before && resource != .nodes { return }
             refresh(resource, [key])
-            if now == before { return }
+            if entry == before { return }
         case .deleted(let object):
             let key = KubernetesInventory.key(object)
-            // A pod of the same name may have followed, which a request has told of before the watch did.
-            if case .pod(let there)? = entries[resource]?[key]?.objects.first,
-                let uid = object["metadata"]?["uid"]?.string, there.uid != uid
+            // The deleted pod may have a successor of the same name, which the request of an ADD has brought in before this
+            // event arrived.
+            if case .pod(let known)? = entries[resource]?[key]?.objects.first,
+                let uid = object["metadata"]?["uid"]?.string, known.uid != uid
             {
                 return
             }
@@ -318,7 +330,7 @@ public actor KubernetesInventory: InventorySource {
         problems[resource] = nil
         if isComplete { cachedAt = nil }
         if !isFirst && before == listedEntries { return }
-        // Nodes that only their CiliumNodes were known of are none, if all Nodes are read by now.
+        // Once all Nodes are listed, a CiliumNode without a Node does not count any more.
         let others = resource == .nodes ? (entries[.ciliumNodes] ?? [:]).keys.map { $0 } : []
         refresh(resource, Set(before.keys).union(listedEntries.keys).union(others))
         changed()
@@ -326,13 +338,13 @@ public actor KubernetesInventory: InventorySource {
 
     private func look(atStatusOf policy: JSON) {
         guard let name = policy["metadata"]?["name"]?.string else { return }
-        // A status that names a gateway is another word than any that is said where there is none.
+        // A status that names a gateway is none of the reasons that are reported of a policy without a gateway.
         let status = policy["status"]
         let hasGateway = status?["activeGateways"]?.elements?.isEmpty == false
         let reason = hasGateway ? nil : status?["reason"]?.string
         if seenReasons[name] != reason {
             seenReasons[name] = reason
-            wake.yield()
+            publishRequested.yield()
         }
     }
 
@@ -382,7 +394,7 @@ public actor KubernetesInventory: InventorySource {
         return (node, cilium)
     }
 
-    /// A node that has no Node here has none at all.
+    /// All Nodes are watched, so a name that is not in the list does not exist.
     private var knowsAllNodes: Bool { nodeReading != .own && listed.contains(.nodes) }
 
     /// Puts what has changed into the inventory.
@@ -393,10 +405,10 @@ public actor KubernetesInventory: InventorySource {
             for key in keys {
                 let (node, cilium) = self.node(key)
                 let name = String(key.dropFirst())
-                // A CiliumNode outlives its Node for a while; a node without Node is none, where Nodes are known.
+                // A CiliumNode outlives its Node for a while: where all Nodes are known, it counts with its Node only.
                 let hasNode = node != nil || (!knowsAllNodes && name != nodeName)
                 var (merged, found) = NodeMerge.merge(node, cilium: hasNode ? cilium : nil)
-                // Its own word on its egress address, and on nothing else: the CiliumNode is newer.
+                // The looked-up annotations are used for the egress address only: the CiliumNode is newer than they are.
                 if !knowsAllNodes, let told = lookedUp[name]?.annotations {
                     merged?.annotations.merge(told) { _, new in new }
                 }
@@ -404,7 +416,7 @@ public actor KubernetesInventory: InventorySource {
                 nodeProblems[name] = found.isEmpty ? nil : found
             }
             if keys.contains("/" + nodeName) {
-                wake.yield()
+                publishRequested.yield()
                 readMoreOfNodesIfNeeded()
             }
         case .pods:
@@ -452,132 +464,6 @@ public actor KubernetesInventory: InventorySource {
             inventory.unknown.append("ConfigMap kube-system/cilium-config: not asked for yet")
         }
         return inventory
-    }
-
-    // MARK: pods of an ADD
-
-    private func isKnown(_ pod: PodReference) -> Bool {
-        known.namespaces[pod.namespace] != nil
-            && known.pods.contains {
-                $0.namespace == pod.namespace && $0.name == pod.name && (pod.uid.isEmpty || $0.hasUID(pod.uid))
-            }
-    }
-
-    public func identify(_ pod: PodReference) async throws(PodLookup.Failure) -> PodLookup {
-        let start = ContinuousClock.now
-        let origin = try await find(pod)
-        let elapsed = ContinuousClock.now - start
-        let seconds = Double(elapsed.components.seconds) + Double(elapsed.components.attoseconds) / 1e18
-        let sum = lookups[origin] ?? (0, 0)
-        lookups[origin] = (sum.count + 1, sum.seconds + seconds)
-        logger.debug(
-            "pod judged", metadata: ["pod": "\(pod.namespace)/\(pod.name)", "by": "\(origin)", "seconds": "\(seconds)"])
-        return PodLookup(origin)
-    }
-
-    private func find(_ pod: PodReference) async throws(PodLookup.Failure) -> PodLookup.Origin {
-        guard pod.isKubernetes else { return .given }
-        await lookForMissingPolicyKinds(until: pod.deadline - .milliseconds(500))
-        if pod.isDecided { return .annotations }
-        if isKnown(pod) { return .watch }
-        // Leave the plugin time to take the answer.
-        let end = pod.deadline - .milliseconds(500)
-        var problem = "the API server does not know it yet"
-        var backoff = Backoff(first: 0.1, ceiling: 1)
-        repeat {
-            do {
-                if known.namespaces[pod.namespace] == nil,
-                    let namespace = try await get(.namespaces, name: pod.namespace, until: end)
-                {
-                    take(.set(Resource.namespaces.stamp(namespace)), of: .namespaces)
-                }
-                let found = try await get(.pods, namespace: pod.namespace, name: pod.name, until: end)
-                if isKnown(pod) { return .watch }
-                if let found {
-                    let object = Resource.pods.stamp(found)
-                    if case .success(let objects) = Manifests.read(object), case .pod(let read)? = objects.first,
-                        pod.uid.isEmpty || read.hasUID(pod.uid)
-                    {
-                        // The watch will say the same; before that, its word would be an older one.
-                        take(.set(object), of: .pods)
-                        return .get
-                    }
-                    problem = "the API server has another pod of this name"
-                }
-            } catch { problem = "\(error)" }
-            if isKnown(pod) { return .watch }
-            try? await Task.sleep(for: min(backoff.wait(), max(.zero, end - .now)))
-            if isKnown(pod) { return .watch }
-        } while ContinuousClock.now < end
-        throw PodLookup.Failure(
-            "the pod \(pod.namespace)/\(pod.name) (\(pod.uid)) cannot be judged: \(problem); the kubelet tries again, and the annotation culvert.dev/egress-policy with the capability io.kubernetes.cri.pod-annotations decides without the API server"
-        )
-    }
-
-    /// One object, if it can be had in time.
-    private nonisolated func get(
-        _ resource: Resource, namespace: String? = nil, name: String, until end: ContinuousClock.Instant
-    ) async throws -> JSON? {
-        try await withThrowingTaskGroup(of: JSON?.self) { group in
-            group.addTask { try await self.client.get(resource, namespace: namespace, name: name) }
-            group.addTask {
-                try await Task.sleep(until: end)
-                throw APIError(code: 0, message: "\(self.client.access.server) does not answer in time")
-            }
-            defer { group.cancelAll() }
-            return try await group.next() ?? nil
-        }
-    }
-
-    // MARK: cache
-
-    /// Writes the inventory to disk once it is whole, and then a minute after a change at the latest.
-    private func keepCache() async {
-        while !Task.isCancelled {
-            let isWhole = cachedAt == nil && isComplete
-            if isWhole && isCacheStale { saveCache() }
-            try? await clock.sleep(for: isWhole ? .seconds(60) : .milliseconds(100))
-        }
-    }
-
-    public func saveCache() {
-        guard let cachePath, isComplete else { return }
-        isCacheStale = false
-        var objects = KubernetesInventory.watched.flatMap { resource in
-            (entries[resource] ?? [:]).sorted { $0.key < $1.key }.flatMap(\.value.objects)
-        }
-        if let cilium = known.cilium { objects.append(.ciliumConfig(cilium.data)) }
-        do { try InventoryCache.write(ManifestWriter.list(objects), to: cachePath) } catch {
-            logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
-        }
-    }
-
-    /// - Returns: whether there was one to go on from.
-    private func loadCache() -> Bool {
-        guard let cachePath, let (objects, date) = InventoryCache.read(cachePath) else { return false }
-        for object in objects {
-            let (resource, key): (Resource, String)
-            switch object {
-            case .node(let node), .publishedNode(let node): (resource, key) = (.nodes, "/" + node.name)
-            case .ciliumNode(let node): (resource, key) = (.ciliumNodes, "/" + node.name)
-            case .pod(let pod): (resource, key) = (.pods, pod.namespace + "/" + pod.name)
-            case .namespace(let name, _): (resource, key) = (.namespaces, "/" + name)
-            case .policy(let policy):
-                (resource, key) = (Resource.policies(policy.source), "/" + policy.name)
-            case .peer(let peer): (resource, key) = (.peers, "/" + peer.name)
-            case .ciliumConfig(let data):
-                known.cilium = known.cilium ?? CiliumSettings(data: data)
-                continue
-            }
-            if !listed.contains(resource) { entries[resource, default: [:]][key] = Entry(objects: [object]) }
-        }
-        for resource in KubernetesInventory.watched { refresh(resource, Set((entries[resource] ?? [:]).keys)) }
-        everKnown = Set(KubernetesInventory.watched)
-        cachedAt = date
-        logger.warning(
-            "the API server cannot be reached: going on from the inventory on disk",
-            metadata: ["written": "\(date)", "problem": "\(problemText)"])
-        return true
     }
 
     // MARK: status

@@ -12,9 +12,9 @@ extension KubernetesInventory {
         let interval = Duration.seconds(600)
         var sinceAll = clock.stopwatch()
         while !Task.isCancelled {
-            let isTime = sinceAll() > interval * Double.random(in: 0.9...1.1)
-            if isTime { sinceAll = clock.stopwatch() }
-            await countSelectedPods(again: isTime)
+            let isDue = sinceAll() > interval * Double.random(in: 0.9...1.1)
+            if isDue { sinceAll = clock.stopwatch() }
+            await countSelectedPods(isDue: isDue)
             await lookUpGateways()
             try? await clock.sleep(for: .seconds(2))
         }
@@ -53,17 +53,17 @@ extension KubernetesInventory {
     /// Counts the pods that the policies select of which this node is to tell: when a policy is new or has changed, and
     /// again every ten minutes. Requests of one node in the cluster; no watch, which would be sent every change of
     /// every pod.
-    private func countSelectedPods(again isTime: Bool) async {
+    private func countSelectedPods(isDue: Bool) async {
         // Of policies of which another node tells, that one counts.
         let names = Set(
             wantedReports.filter { !$0.activeGateways.isEmpty || reported[$0.name] != nil }.map(\.name))
         counted = counted.filter { names.contains($0.key) }
         for policy in known.policies where policy.source == .culvert && names.contains(policy.name) {
-            guard isTime || counted[policy.name]?.selectors != policy.selectors else { continue }
+            guard isDue || counted[policy.name]?.selectors != policy.selectors else { continue }
             do {
                 let count = try await SelectedPods.count(policy, known, client)
                 counted[policy.name] = SelectedPods(selectors: policy.selectors, count: count)
-                wake.yield()
+                publishRequested.yield()
             } catch {
                 logger.notice(
                     "the pods of a policy cannot be counted",

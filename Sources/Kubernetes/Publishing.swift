@@ -5,56 +5,57 @@ import Jansson
 import Logging
 import Model
 
-/// What the node says of itself (annotations of its Node) and of policies (their status): when it changes, and never on a
-/// timer.
+/// Writes the annotations of the own Node and the status of EgressPolicies: when they change, and never on a timer.
 extension KubernetesInventory {
     static let manager = "culvertd"
 
     public func publish(annotations: [String: String]) {
         wanted = annotations
-        wake.yield()
+        publishRequested.yield()
     }
 
-    /// The Node lacks what was said: somebody has taken it away, or the Node was made anew.
-    private var isForgotten: Bool {
+    /// The Node lacks annotations that were written: somebody has removed them, or the Node was created anew.
+    private var lacksOwnAnnotations: Bool {
         guard let node = known.nodes[nodeName] else { return false }
         return wanted.contains { $0.key != "kilo.squat.ai/last-seen" && node.annotations[$0.key] != $0.value }
     }
 
-    /// The watch needs a moment to tell of our own words.
+    /// How long the watch may take to show an annotation that was just written.
     private static let echoPatience = Duration.seconds(5)
 
-    /// Says what is wanted, when it differs from what was said last; nothing periodic.
+    /// Writes what differs from what was written last, at every request. Until the task is cancelled.
     func keepPublished() async {
-        for await _ in wakes {
-            if isOpen(.reports) { await writeReports() }
+        for await _ in publishRequests {
+            if mayWrite(.reports) { await writeReports() }
             let isEchoDue = sincePublished() > KubernetesInventory.echoPatience
             if listed.contains(.nodes), known.nodes[nodeName] != nil {
                 let annotations = wanted
-                if isOpen(.annotations), annotations != published || (isForgotten && isEchoDue) {
+                if mayWrite(.annotations), annotations != published || (lacksOwnAnnotations && isEchoDue) {
                     await write(annotations)
                 }
-                // Whether it is there by then.
-                if isForgotten { lookAgain(.echo, after: KubernetesInventory.echoPatience + .milliseconds(200)) }
+                // Looks whether the watch shows them by then.
+                if lacksOwnAnnotations {
+                    requestPublishing(.annotationsSeen, after: KubernetesInventory.echoPatience + .milliseconds(200))
+                }
             }
             if Task.isCancelled { return }
         }
     }
 
-    /// A way of telling that failed is closed for a while; others are not.
-    private func isOpen(_ reason: Reason) -> Bool { gates[reason].map { $0.since() >= $0.wait } ?? true }
-    private func close(_ reason: Reason, _ error: any Error) {
-        var backoff = gates[reason]?.backoff ?? Backoff(first: 0.2, ceiling: 30)
+    /// One kind of write that failed waits for its back-off; the other does not wait for it.
+    private func mayWrite(_ kind: PublishingWait) -> Bool { rateLimits[kind].map { $0.since() >= $0.wait } ?? true }
+    private func backOff(_ kind: PublishingWait, after error: any Error) {
+        var backoff = rateLimits[kind]?.backoff ?? Backoff(first: 0.2, ceiling: 30)
         let wait = backoff.wait(atLeast: (error as? APIError)?.retryAfter)
-        gates[reason] = (clock.stopwatch(), wait, backoff)
-        lookAgain(reason, after: wait)
+        rateLimits[kind] = (clock.stopwatch(), wait, backoff)
+        requestPublishing(kind, after: wait)
     }
 
-    private func lookAgain(_ reason: Reason, after time: Duration) {
-        again[reason]?.cancel()
-        again[reason] = Task {
+    private func requestPublishing(_ wait: PublishingWait, after time: Duration) {
+        retryTimers[wait]?.cancel()
+        retryTimers[wait] = Task {
             try? await clock.sleep(for: time)
-            if !Task.isCancelled { wake.yield() }
+            if !Task.isCancelled { publishRequested.yield() }
         }
     }
 
@@ -75,19 +76,19 @@ extension KubernetesInventory {
                     )))
             published = annotations
             sincePublished = clock.stopwatch()
-            gates[.annotations] = nil
+            rateLimits[.annotations] = nil
             publishingProblem = nil
         } catch {
             publishingProblem = "the annotations of Node \(nodeName) cannot be written: \(error)"
             logger.warning("publishing failed", metadata: ["error": "\(error)"])
-            close(.annotations, error)
+            backOff(.annotations, after: error)
         }
     }
 
     public func report(_ policies: [PolicyReport]) {
         guard policies != wantedReports else { return }
         wantedReports = policies
-        wake.yield()
+        publishRequested.yield()
     }
 
     /// Writes the status of policies that differ from what was written last.
@@ -98,17 +99,17 @@ extension KubernetesInventory {
             return report
         }
         reported = reported.filter { name, _ in wanted.contains { $0.name == name } }
-        turns = turns.filter { entry in wantedReports.contains(entry.key) }
-        var nextTurn: Duration?
+        reportingRankWait = reportingRankWait.filter { entry in wantedReports.contains(entry.key) }
+        var shortestWait: Duration?
         for policy in wanted where reported[policy.name] != policy {
-            switch turn(of: policy) {
+            switch whenToReport(policy) {
             case .now: break
             case .whenSomethingChanges:
                 reported[policy.name] = nil
                 continue
             case .after(let wait):
                 reported[policy.name] = nil
-                nextTurn = min(nextTurn ?? wait, wait)
+                shortestWait = min(shortestWait ?? wait, wait)
                 continue
             }
             // Once, whatever comes of it, until there is something else to say.
@@ -127,7 +128,7 @@ extension KubernetesInventory {
                                 ("selectedPods", policy.selectedPods.map { .integer(Int64($0)) }),
                                 ("reason", .string(policy.reason)))
                         )))
-                gates[.reports] = nil
+                rateLimits[.reports] = nil
             } catch let error as APIError where error.code == 404 {
                 // It is gone by now.
             } catch {
@@ -138,37 +139,37 @@ extension KubernetesInventory {
                 if !lacksSelectedPods, "\(error)".contains("not declared in schema") {
                     // The CustomResourceDefinition of an earlier release: without the count.
                     lacksSelectedPods = true
-                    wake.yield()
+                    publishRequested.yield()
                 } else if code < 400 || code >= 429 {
                     reported[policy.name] = nil
-                    close(.reports, error)
+                    backOff(.reports, after: error)
                     break
                 }
             }
         }
-        if let nextTurn { lookAgain(.turn, after: nextTurn) }
+        if let shortestWait { requestPublishing(.reportingRank, after: shortestWait) }
     }
 
-    private enum Turn {
+    private enum ReportingTime {
         case now
         case after(Duration)
         case whenSomethingChanges
     }
 
-    /// Whether it is this node's turn to tell of a policy without a gateway: nobody knows which nodes run a helper, so the
-    /// first by name goes first, and whoever sees that it is told has nothing to say.
-    private func turn(of policy: PolicyReport) -> Turn {
+    /// When this node is to report a policy without a gateway. Nobody knows which nodes run a helper, so the nodes take turns
+    /// by name, and a node that sees the reason in the policy's status has nothing to report.
+    private func whenToReport(_ policy: PolicyReport) -> ReportingTime {
         guard policy.activeGateways.isEmpty, policy.rank > 0 else { return .now }
-        // Who has told it goes on telling it.
+        // The node that has reported it goes on reporting it.
         if let last = reported[policy.name], last.activeGateways.isEmpty, last.reason == policy.reason { return .now }
         var key = policy
         key.selectedPods = nil
         if seenReasons[policy.name] == policy.reason {
-            turns[key] = nil
+            reportingRankWait[key] = nil
             return .whenSomethingChanges
         }
-        let elapsed = turns[key] ?? clock.stopwatch()
-        turns[key] = elapsed
+        let elapsed = reportingRankWait[key] ?? clock.stopwatch()
+        reportingRankWait[key] = elapsed
         let wait = Duration.seconds(policy.rank < 60 ? policy.rank : 60 + policy.rank % 120)
         return elapsed() >= wait ? .now : .after(wait - elapsed())
     }
