@@ -374,14 +374,14 @@ public actor EtcdInventory: InventorySource {
         var hasWritten = false
         while !Task.isCancelled {
             if isCacheStale, let own = clusters.first?.name, known[own]?.isRead == true {
-                saveCache()
+                await saveCache()
                 hasWritten = true
             }
             try? await Task.sleep(for: hasWritten ? .seconds(60) : .seconds(1))
         }
     }
 
-    public func saveCache() {
+    public func saveCache() async {
         guard let cachePath else { return }
         isCacheStale = false
         // Of clusters that were not reached since the start, what the file has of them stays.
@@ -411,7 +411,7 @@ public actor EtcdInventory: InventorySource {
                     return [.node(node), .ciliumNode(cilium)]
                 }
             }
-        do { try InventoryCache.write(ManifestWriter.list(objects), to: cachePath) } catch {
+        do { try await InventoryCache.write(objects, to: cachePath) } catch {
             logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
         }
     }

@@ -1,11 +1,23 @@
 import CLinux
+import Dispatch
 import Foundation
 
 /// The last inventory on disk: a list of manifests. It may hold preshared keys, so nobody else may read it.
 public enum InventoryCache {
-    public static func write(_ text: String, to path: String) throws(AtomicFile.Failure) {
-        try AtomicFile.write(text, to: path, mode: 0o600, isSynced: true)
+    /// Writes it on a thread that may wait for a disk, so that nobody who wants to know something of the inventory does.
+    ///
+    /// - Throws: where the file cannot be written.
+    public static func write(_ objects: [ManifestObject], to path: String) async throws {
+        try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Void, any Error>) in
+            queue.async {
+                continuation.resume(
+                    with: Result {
+                        try AtomicFile.write(ManifestWriter.list(objects), to: path, mode: 0o600, isSynced: true)
+                    })
+            }
+        }
     }
+    private static let queue = DispatchQueue(label: "culvert.inventory-cache", qos: .utility)
 
     /// Whether an object of this kind is in it. (The text is searched: thousands of objects are not read for it.)
     public static func has(_ kind: String, _ path: String) -> Bool {

@@ -9,19 +9,19 @@ extension KubernetesInventory {
     func keepCache() async {
         while !Task.isCancelled {
             let isWhole = cachedAt == nil && isComplete
-            if isWhole && isCacheStale { saveCache() }
+            if isWhole && isCacheStale { await saveCache() }
             try? await clock.sleep(for: isWhole ? .seconds(60) : .milliseconds(100))
         }
     }
 
-    public func saveCache() {
+    public func saveCache() async {
         guard let cachePath, isComplete else { return }
         isCacheStale = false
         var objects = KubernetesInventory.watched.flatMap { resource in
             (entries[resource] ?? [:]).sorted { $0.key < $1.key }.flatMap(\.value.objects)
         }
         if let cilium = known.cilium { objects.append(.ciliumConfig(cilium.data)) }
-        do { try InventoryCache.write(ManifestWriter.list(objects), to: cachePath) } catch {
+        do { try await InventoryCache.write(objects, to: cachePath) } catch {
             logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
         }
     }

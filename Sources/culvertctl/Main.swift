@@ -160,6 +160,8 @@ enum InventoryText {
             text += ", not read yet"
         }
         let lookups = (inventory["podLookups"]?.members ?? []).map { "\($0.key) \(Table.cell($0.value["count"]))" }
+        let notices = (inventory["notices"]?.elements ?? []).compactMap(\.string)
+        if !notices.isEmpty { text += "\n" + notices.map { "                  \($0)" }.joined(separator: "\n") }
         return text + (lookups.isEmpty ? "" : "; pods judged by " + lookups.joined(separator: ", "))
     }
 }
@@ -256,6 +258,9 @@ enum OfflineInventory {
         for problem in content.problems {
             FileHandle.standardError.write(Data("culvertctl: \(problem)\n".utf8))
         }
+        guard content.unknown.isEmpty else {
+            throw Failure("the inventory is not known completely: \(content.unknown.joined(separator: "; "))")
+        }
         return (configuration, content)
     }
 }
@@ -280,6 +285,12 @@ struct PlanCommand: ParsableCommand {
             configuration: configuration.planner, localFacts: LocalFacts(nodeName: node), inventory: content,
             attachments: Planner.adoptedAttachments(inventory: content, nodeName: node, attached: []))
         let value = PlanJSON.render(plan)
+        defer {
+            for entry in plan.attachments where !entry.refusal.isEmpty {
+                FileHandle.standardError.write(
+                    Data("culvertctl: \(entry.attachment.displayName): \(entry.refusal)\n".utf8))
+            }
+        }
         switch output {
         case .json: print(value.text(indent: 2))
         case .yaml: print(YAML.text(value), terminator: "")
