@@ -196,7 +196,7 @@ public actor NodeAgent {
     }
 
     func replan() {
-        let attached = attachments.values.sorted { $0.id < $1.id }
+        let attached = Array(attachments.values)
         let others = Planner.adoptedAttachments(
             inventory: inventory, nodeName: settings.nodeName, attached: attached, ended: endedPods
         ).map { attachment in

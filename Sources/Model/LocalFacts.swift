@@ -34,6 +34,8 @@ public struct LocalFacts: Equatable, Sendable {
     public var interfaces: [Interface]
     /// `net.ipv4.conf.all.rp_filter`; nil where it cannot be known.
     public var reversePathFilterAll: Int?
+    /// `net.ipv4.ip_forward`; nil where it cannot be known.
+    public var forwarding: Int?
     /// What speaks WireGuard on this node.
     public enum WireGuardSupport: String, Sendable {
         /// The kernel's own (Linux 5.6).

@@ -8,7 +8,12 @@ public struct GatewayActivation: Equatable, Sendable {
 
     /// - Parameters:
     ///   - canReach: whether it is known where that node's end of a tunnel is.
-    init(_ policies: some Sequence<AssignedPolicy>, health: GatewayHealth, canReach: (String) -> Bool) {
+    ///   - before: slots whose gateways are known already.
+    init(
+        _ policies: some Sequence<AssignedPolicy>, health: GatewayHealth, before: GatewayActivation? = nil,
+        canReach: (String) -> Bool
+    ) {
+        if let before { self = before }
         for policy in policies where gateways[policy.slot] == nil {
             // The first by name that is up, as Cilium's documentation says.
             gateways[policy.slot] = policy.gateways.first { !health.down.contains($0) && canReach($0) }

@@ -9,6 +9,7 @@ public struct NodeIndex: Sendable {
     /// that a node that is the same object is the same node.
     private var nodes: [Node] = []
     private var nodeCIDRs: [IPNetwork] = []
+    private var policies: [EgressPolicy] = []
     /// Grows whenever something in it changes.
     private(set) var generation = 0
 
@@ -42,16 +43,24 @@ public struct NodeIndex: Sendable {
     mutating func update(
         _ inventory: Inventory, nodeName: String, overlay: Configuration.Overlay, nodeCIDRs: [IPNetwork] = []
     ) {
-        let selectors = Set(inventory.policies.map(\.gatewaySelector))
-        if gateways.contains(where: { !selectors.contains($0.key) }) {
-            gateways = gateways.filter { selectors.contains($0.key) }
-            generation += 1
+        if policies != inventory.policies {
+            policies = inventory.policies
+            let selectors = Set(policies.map(\.gatewaySelector))
+            if gateways.contains(where: { !selectors.contains($0.key) }) {
+                gateways = gateways.filter { selectors.contains($0.key) }
+                generation += 1
+            }
         }
         let new = Array(inventory.nodes.values)
         guard nodeName == self.nodeName, overlay == self.overlay, nodeCIDRs == self.nodeCIDRs,
             let (gone, come) = NodeIndex.difference(nodes, new)
         else { return rebuild(new, nodeName: nodeName, overlay: overlay, nodeCIDRs: nodeCIDRs) }
         if gone.isEmpty && come.isEmpty { return }
+        // The own node is made anew with what it knows of itself, and is the same more often than not.
+        if gone == come {
+            nodes = new
+            return
+        }
         generation += 1
         for node in gone { change(node, adding: false) }
         for node in come { change(node, adding: true) }

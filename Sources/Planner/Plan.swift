@@ -65,7 +65,7 @@ public struct PolicyPlan: Equatable, Sendable {
     public let isLocalGateway: Bool
     public let egressAddress: IPAddress?
     public let destinations: [IPNetwork]
-    public var attachments: Int
+    public internal(set) var attachments: Int
     /// Why it is not (fully) in force; empty when it is.
     public let problem: String
     /// Nothing of it can be carried out, whatever the nodes are.
@@ -112,12 +112,35 @@ public enum Planner {
             memory: &memory)
         let used = usedPolicies(attachments, assignment)
         let ends = TunnelEnds(configuration: configuration, facts: facts, inventory: inventory)
-        let activation = GatewayActivation(
-            used + catalogue.entries.map(\.assigned), health: gatewayHealth, canReach: { ends.address(of: $0) != nil })
+        func canReach(_ gateway: String) -> Bool { ends.address(of: gateway) != nil }
 
         // What this node does as a gateway, and in the mesh.
         let service = GatewayService(catalogue: catalogue, before: previouslyServed, facts: facts, node: node)
         var plan = Plan()
+        let nodes = memory.nodes
+        let catalogueOutcome = memory.outcome(
+            .init(
+                catalogueGeneration: memory.catalogueGeneration, nodesGeneration: memory.nodes.generation,
+                facts: facts, health: gatewayHealth, cilium: inventory.cilium)
+        ) {
+            let activation = GatewayActivation(
+                catalogue.entries.map(\.assigned), health: gatewayHealth, canReach: canReach)
+            let outcome = PlanOutcome(
+                facts: facts, inventory: inventory, catalogue: catalogue, activation: activation, service: service)
+            let policies = outcome.policies()
+            return .init(
+                senders: senders(
+                    catalogue.entries.filter { $0.couldSelectHere && $0.refusal.isEmpty }.map(\.assigned), ends: ends),
+                activation: activation, policies: policies,
+                places: Dictionary(
+                    policies.enumerated().map { ("\($1.source.rawValue)/\($1.name)", $0) },
+                    uniquingKeysWith: { first, _ in first }),
+                warnings: outcome.warningsOfPolicies()
+                    + PlanWarnings.ofDestinations(
+                        catalogue: catalogue, index: nodes, hasNodeCIDRs: !configuration.nodeCIDRs.isEmpty))
+        }
+        let activation = GatewayActivation(
+            used, health: gatewayHealth, before: catalogueOutcome.activation, canReach: canReach)
         let mesh = meshPlan(
             configuration: configuration, facts: facts, inventory: inventory, warnings: &plan.warnings)
 
@@ -126,7 +149,8 @@ public enum Planner {
             TunnelLinks(
                 tunnelProtocol: configuration.tunnelProtocol, local: local,
                 overlayMTU: ends.overlayMTU,
-                senders: senders(used, catalogue: catalogue, ends: ends, mesh: mesh),
+                senders: senders(used, ends: ends, before: catalogueOutcome.senders)
+                    + (mesh?.senders ?? []).map { .init(gateway: $0, identity: .defaultAddress) },
                 served: Set(service.served.map(\.identity)), previous: previousIDs)
         }
         let strictUplink = facts.hasStrictUplink ? facts.underlayDevice : nil
@@ -186,13 +210,18 @@ public enum Planner {
             meshRoutes: tunnels.flatMap { tunnels in mesh?.podRoutes(tunnels: tunnels) } ?? [],
             knowsItself: ends.local != nil
         ) { PodRoutes.mtu(of: $0, tunnels: tunnels, overlay: ends.address) }
-        plan.policies = outcome.policies(plan.attachments)
+        plan.policies = catalogueOutcome.policies
+        for entry in plan.attachments {
+            for policy in entry.assigned {
+                if let place = catalogueOutcome.places["\(policy.source.rawValue)/\(policy.name)"] {
+                    plan.policies[place].attachments += 1
+                }
+            }
+        }
         plan.warnings =
             PlanWarnings.ofNode(
                 facts: facts, inventory: inventory, node: node, honorsCiliumPolicies: configuration.honorCiliumPolicies)
-            + plan.warnings + outcome.warnings(plan.attachments)
-            + PlanWarnings.ofDestinations(
-                catalogue: catalogue, index: memory.nodes, hasNodeCIDRs: !configuration.nodeCIDRs.isEmpty)
+            + plan.warnings + catalogueOutcome.warnings + outcome.warnings(plan.attachments)
         return plan
     }
 
@@ -209,22 +238,21 @@ public enum Planner {
     }
 
     /// Tunnels exist to every gateway that a pod here uses or could come to use, before it has to.
+    ///
+    /// - Parameter before: those that there are already.
     private static func senders(
-        _ used: [AssignedPolicy], catalogue: PolicyCatalogue, ends: TunnelEnds, mesh: MeshPlan?
+        _ policies: [AssignedPolicy], ends: TunnelEnds, before: [TunnelLinks.Sender] = []
     ) -> [TunnelLinks.Sender] {
-        var seen: Set<TunnelLinks.Sender> = []
-        var senders: [TunnelLinks.Sender] = []
-        func add(_ sender: TunnelLinks.Sender) { if seen.insert(sender).inserted { senders.append(sender) } }
-        func add(_ policy: AssignedPolicy) {
-            if policy.gateways.isEmpty { return }
+        var senders = before
+        var seen = Set(before)
+        for policy in policies where !policy.gateways.isEmpty {
             let identity = EgressIdentity(policy.egress)
             for gateway in policy.gateways {
-                if let address = ends.address(of: gateway) { add(.init(gateway: address, identity: identity)) }
+                guard let address = ends.address(of: gateway) else { continue }
+                let sender = TunnelLinks.Sender(gateway: address, identity: identity)
+                if seen.insert(sender).inserted { senders.append(sender) }
             }
         }
-        for entry in catalogue.entries where entry.couldSelectHere && entry.refusal.isEmpty { add(entry.assigned) }
-        for policy in used { add(policy) }
-        for gateway in mesh?.senders ?? [] { add(.init(gateway: gateway, identity: .defaultAddress)) }
         return senders
     }
 

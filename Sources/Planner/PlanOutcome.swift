@@ -55,20 +55,16 @@ struct PlanOutcome {
         }
     }
 
-    func policies(_ attachments: [AttachmentPlan]) -> [PolicyPlan] {
-        var counts: [String: Int] = [:]
-        for attachment in attachments {
-            for policy in attachment.assigned { counts["\(policy.source.rawValue)/\(policy.name)", default: 0] += 1 }
-        }
-        return catalogue.entries.map { entry in
+    /// By name; how many attachments each has is not counted here.
+    func policies() -> [PolicyPlan] {
+        catalogue.entries.map { entry in
             let policy = entry.policy
             let gateway = activation.gateway(of: entry.assigned)
             return PolicyPlan(
                 name: policy.name, source: policy.source, gateway: gateway, candidates: entry.assigned.gateways,
                 isLocalGateway: gateway == facts.nodeName,
                 egressAddress: entry.refusal.isEmpty ? egressAddress(entry.assigned, gateway: gateway) : nil,
-                destinations: policy.destinations,
-                attachments: counts["\(policy.source.rawValue)/\(policy.name)"] ?? 0, problem: problem(entry, gateway))
+                destinations: policy.destinations, attachments: 0, problem: problem(entry, gateway))
         }.sorted { ($0.name, $0.source.rawValue) < ($1.name, $1.source.rawValue) }
     }
 
@@ -82,7 +78,7 @@ struct PlanOutcome {
         return ""
     }
 
-    func warnings(_ attachments: [AttachmentPlan]) -> [String] {
+    func warningsOfPolicies() -> [String] {
         var warnings: [String] = []
         for entry in catalogue.entries where entry.refusal.isEmpty {
             if activation.gateway(of: entry.assigned) == facts.nodeName,
@@ -96,6 +92,11 @@ struct PlanOutcome {
                 "policy \(name): its gateway selector matches more than \(PolicyCatalogue.mostCandidates) nodes; the first "
                     + "\(PolicyCatalogue.mostCandidates) by name are its candidates")
         }
+        return warnings
+    }
+
+    func warnings(_ attachments: [AttachmentPlan]) -> [String] {
+        var warnings: [String] = []
         for entry in attachments where !entry.uncovered.isEmpty {
             let list = entry.uncovered.map(\.description).joined(separator: ", ")
             warnings.append(

@@ -18,6 +18,11 @@ enum PlanWarnings {
                 "net.ipv4.conf.all.rp_filter is 1: replies to pods with a policy, which come in by Cilium, are lost on "
                     + "this node; Cilium needs 0 (sysctl -w net.ipv4.conf.all.rp_filter=0)")
         }
+        if facts.forwarding == 0 {
+            warnings.append(
+                "net.ipv4.ip_forward is 0: this node forwards no packet, neither of its pods nor as a gateway "
+                    + "(sysctl -w net.ipv4.ip_forward=1)")
+        }
         if facts.isLive && inventory.cilium == nil {
             warnings.append("the inventory has no ConfigMap cilium-config: this node's kind of routing is unverified")
         }

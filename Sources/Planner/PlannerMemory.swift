@@ -53,6 +53,25 @@ public struct PlannerMemory: Sendable {
     }
     var verdicts: [String: Verdicts] = [:]
 
+    /// What follows from the catalogue of policies and the ends of tunnels alone.
+    struct CatalogueOutcomeInputs: Equatable, Sendable {
+        var catalogueGeneration: Int
+        var nodesGeneration: Int
+        var facts: LocalFacts
+        var health: GatewayHealth
+        var cilium: CiliumSettings?
+    }
+    struct CatalogueOutcome: Sendable {
+        var senders: [TunnelLinks.Sender]
+        var activation: GatewayActivation
+        /// By name, each with no attachments.
+        var policies: [PolicyPlan]
+        /// Places in `policies`, by source and name.
+        var places: [String: Int]
+        var warnings: [String]
+    }
+    var catalogueOutcome: (inputs: CatalogueOutcomeInputs, value: CatalogueOutcome)?
+
     public init() {}
 
     mutating func policyCatalogue(
@@ -67,6 +86,15 @@ public struct PlannerMemory: Sendable {
             configuration: configuration, nodeName: nodeName, inventory: inventory, index: &nodes)
         catalogue = (inputs, value)
         catalogueGeneration += 1
+        return value
+    }
+
+    mutating func outcome(
+        _ inputs: CatalogueOutcomeInputs, _ make: () -> CatalogueOutcome
+    ) -> CatalogueOutcome {
+        if let catalogueOutcome, catalogueOutcome.inputs == inputs { return catalogueOutcome.value }
+        let value = make()
+        catalogueOutcome = (inputs, value)
         return value
     }
 

@@ -47,6 +47,7 @@ public struct LocalFactsReader {
             nodeName: nodeName, overlayAddress: overlay, underlayMTU: underlay?.mtu ?? 1500,
             underlayDevice: egress?.name ?? "", interfaces: interfaces,
             reversePathFilterAll: LocalFactsReader.setting("net/ipv4/conf/all/rp_filter"), isLive: true)
+        facts.forwarding = LocalFactsReader.setting("net/ipv4/ip_forward")
         facts.privateAddress = holder.flatMap {
             $0.address.isPublic ? nil : InterfaceAddress($0.address, prefixLength: $0.prefixLength)
         }

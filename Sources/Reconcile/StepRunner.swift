@@ -1,12 +1,12 @@
 /// Carries out steps in their order. A step that fails holds only what depends on it.
 enum StepRunner {
-    /// - Parameter execute: carries out steps of one phase, and says which failed, by their place in what it was given.
+    /// - Parameter execute: carries out steps that need nothing of each other, in their order, and says which failed, by their place in what it was given.
     static func run(_ steps: [Step], execute: ([Step]) -> [Int: any Error]) -> StepOutcome {
         var outcome = StepOutcome()
         var start = steps.startIndex
         while start < steps.endIndex {
             var end = start
-            while end < steps.endIndex, steps[end].phase == steps[start].phase { end += 1 }
+            while end < steps.endIndex, steps[end].phase.batch == steps[start].phase.batch { end += 1 }
             var batch: [Step] = []
             batch.reserveCapacity(end - start)
             for step in steps[start..<end] {

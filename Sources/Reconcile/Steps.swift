@@ -28,7 +28,7 @@ struct Step: Equatable {
         case setWireGuardPeers(String)
     }
     let action: Action
-    /// Steps of one phase do not need each other and are sent together.
+    /// Steps of one phase do not need each other.
     let phase: Steps.Phase
 }
 
@@ -93,6 +93,16 @@ struct Steps {
         case setWireGuardPeers
 
         static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+
+        /// The first of the phases that are sent together: the kernel works through them in their order, and none of them needs
+        /// another.
+        var batch: Self {
+            switch self {
+            case .addBackstops, .addThrows: .addClaims
+            case .deleteBackstops, .deleteClaims: .deleteThrows
+            default: self
+            }
+        }
     }
 
     private(set) var list: [Step] = []
