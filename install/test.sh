@@ -45,6 +45,9 @@ run() {
     wait $pid || status=$?
     sed 's/\x1b\[[0-9;]*m//g' "$work/log" > "$work/plain"
     grep -E '^(✘|✔ Test |✔ Suite)|recorded an issue|^↳|with .* tests? ' "$work/plain" | grep -v 'Test case passing' || true
+    grep -E '^(StepPropertyTests|StepwiseTests|TransitionTests): ' "$work/plain" |
+        awk -F: '{n[$1]++; last[$1] = $0; if ($1 == "TransitionTests") {split($NF, w, " "); wrong += w[1]; all += w[3]}}
+            END {for (t in n) print (t == "TransitionTests" ? t ": " n[t] " changes, " wrong " of " all " datagrams left with a wrong address" : last[t])}'
     count=$(sed -nE 's/.*Test run with ([0-9]+) tests?.*/\1/p' "$work/plain" | tail -n 1)
     if [ "$status" != 0 ] || [ "${count:-0}" = 0 ] || grep -q '➜ .* skipped' "$work/plain"; then
         echo "FAILED: $name (exit $status, ${count:-0} tests)"
@@ -68,6 +71,7 @@ run "API server as inventory" KubernetesTests env
 run "etcd as inventory" EtcdTests env
 run "whole programs" ProgramTests env CULVERT_LAB=1
 run "scenarios, natively with vxlan" EgressScenarioTests env CULVERT_LAB=1
+run "twenty pods that never stop sending, natively with vxlan" TransitionTests env CULVERT_LAB=1
 # Every combination, 100 MB each way: the kernel's own WireGuard is shown in the VM, which is much slower.
 run "two sites, natively with wireguard-go" MeshScenarioTests \
     env CULVERT_LAB=1 CULVERT_LAB_MESH=1 CULVERT_LAB_WHOLE=1 CULVERT_LAB_MB=100 LAB_WIREGUARD=wireguard-go
@@ -88,6 +92,8 @@ V
             filter='aPodsEcho|aPodOnTheGateway|policiesWithOverlapping|theLargestPromised|spoofedTunnel'
         run "scenarios in the VM with $protocol" "$filter" in_vm
         if [ $protocol = ipip ]; then
+            # In short, without CULVERT_WHOLE: each command takes a second there.
+            run "twenty pods that never stop sending, in the VM" TransitionTests in_vm
             filter=MeshScenarioTests
             [ "${CULVERT_WHOLE:-}" != 1 ] && filter='podsOfTwoLocations|nodesReachEachOther'
             run "two sites in the VM" "$filter" in_vm

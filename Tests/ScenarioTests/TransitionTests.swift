@@ -310,7 +310,8 @@ struct TransitionTests {
             done; done) > /dev/null 2>&1 < /dev/null &
             """)
         for round in 0..<rounds {
-            for (node, signal) in [("n1", SIGKILL), ("n1", SIGTERM), ("n3", SIGKILL), ("n3", SIGTERM)] {
+            let ends = [("n1", SIGKILL), ("n3", SIGTERM), ("n1", SIGTERM), ("n3", SIGKILL)]
+            for (node, signal) in Self.isShort ? Array(ends.prefix(2)) : ends {
                 try traffic.during("helper of \(node) ended by \(signal), and started (\(round))") {
                     lab.kill(node, signal: signal)
                     try lab.start(node)
