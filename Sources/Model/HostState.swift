@@ -5,8 +5,9 @@ import Jansson
 public struct HostState: Equatable, Sendable {
     public var links: [Link] = []
     public var nextHops: [NextHop] = []
-    /// In order (`Route.isBefore`).
-    public var routes: [Route] = []
+    /// Routes table by table, in order of the tables' numbers. Two tables of which nothing has changed are the same list, which
+    /// is seen at a glance: a node may have thousands of routes for its pods.
+    public private(set) var routeTables: [RouteTable] = []
     public var rules: [Rule] = []
     public var neighbours: [Neighbour] = []
     public var fouPorts: [FOUPort] = []
@@ -14,12 +15,57 @@ public struct HostState: Equatable, Sendable {
     public var wireGuard: WireGuardDevice?
     /// nil: no table of ours at all.
     public var firewall: FirewallTable?
+
+    /// The routes of one table, in order (`Route.isBefore`).
+    public struct RouteTable: Equatable, Sendable {
+        public let number: UInt32
+        public let routes: [Route]
+        public init(number: UInt32, routes: [Route]) {
+            self.number = number
+            self.routes = Route.inOrder(routes)
+        }
+    }
+
+    /// The routes of all tables, in order.
+    public var routes: [Route] {
+        get { routeTables.flatMap(\.routes) }
+        set {
+            routeTables = []
+            add(newValue)
+        }
+    }
+
+    /// The routes of one table.
+    public func routes(table: UInt32) -> [Route] { routeTables.first { $0.number == table }?.routes ?? [] }
+
+    /// Adds routes of any tables.
+    public mutating func add(_ routes: [Route]) {
+        var byTable: [UInt32: [Route]] = [:]
+        for route in routes { byTable[route.table, default: []].append(route) }
+        for (number, more) in byTable.sorted(by: { $0.key < $1.key }) {
+            add(RouteTable(number: number, routes: self.routes(table: number) + more))
+        }
+    }
+
+    /// Puts a table in, in place of one of that number.
+    public mutating func add(_ table: RouteTable) {
+        var (low, high) = (0, routeTables.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if routeTables[middle].number < table.number { low = middle + 1 } else { high = middle }
+        }
+        if low < routeTables.count, routeTables[low].number == table.number {
+            routeTables[low] = table
+        } else {
+            routeTables.insert(table, at: low)
+        }
+    }
     /// Whether packets for a node's own address go into the WireGuard device, by the main table. (Wider networks are not
     /// looked at: a link of the node's own may go before them.)
     public func isRoutedByWireGuard(_ address: IPAddress) -> Bool {
         guard let device = wireGuard?.name else { return false }
-        return routes.contains {
-            $0.table == Rule.mainTable && $0.destination == IPNetwork(host: address) && $0.kind == .device(device)
+        return routes(table: Rule.mainTable).contains {
+            $0.destination == IPNetwork(host: address) && $0.kind == .device(device)
         }
     }
 

@@ -191,9 +191,10 @@ public struct MeshPlan {
         let own = ownAddresses
         let source = node.mesh.privateAddress?.address ?? node.nodeV4
         var taken: Set<IPNetwork> = []
+        var routes: [Route] = []
         func route(_ network: IPNetwork, _ kind: Route.Kind, metric: UInt32 = 0) {
             guard !own.contains(network), taken.insert(network).inserted else { return }
-            host.routes.append(
+            routes.append(
                 Route(
                     table: Rule.mainTable, destination: network, kind: kind, metric: metric,
                     source: kind == .unreachable ? nil : source))
@@ -209,18 +210,21 @@ public struct MeshPlan {
             host.links.append(
                 Link(name: device, kind: .wireguard, mtu: wireGuardMTU, address: segment.wireGuardAddress))
             host.wireGuard = wireGuard()
-            addInwardRoutes(to: &host, tunnels)
+            addInwardRoutes(to: &host, &routes, tunnels)
             host.rules.append(
                 Rule(priority: Ownership.tunnelRulePriority, incoming: device, table: Ownership.locationTable))
         }
         if mesh.manageLocalRoutes && configuration.overlay == .none {
-            addLocalRoutes(to: &host, tunnels, source: source)
+            addLocalRoutes(to: &host, &routes, tunnels, source: source)
         }
+        host.add(routes)
     }
 
     /// What comes from other locations for a node of this one would be dropped by the network between, because its
     /// source is foreign: it goes through the tunnel.
-    private func addInwardRoutes(to host: inout HostState, _ tunnels: TunnelLinks) {
+    private func addInwardRoutes(
+        to host: inout HostState, _ routes: inout [Route], _ tunnels: TunnelLinks
+    ) {
         for member in segment.nodes where member.name != node.name && usesTunnel(to: member) {
             guard let way = way(to: member, tunnels, fixedRemote: false) else { continue }
             var networks = member.podCIDRs.filter { $0.family == .v4 }
@@ -228,7 +232,7 @@ public struct MeshPlan {
             if configuration.overlay == .flannel { networks = [] }
             if let address = member.mesh.privateAddress?.address { networks.append(IPNetwork(host: address)) }
             for network in networks {
-                host.routes.append(Route(table: Ownership.locationTable, destination: network, kind: way))
+                routes.append(Route(table: Ownership.locationTable, destination: network, kind: way))
             }
             if configuration.overlay != .flannel, configuration.tunnelProtocol == .vxlan,
                 let outer = MeshPlan.outerAddress(member, overlay: configuration.overlay)
@@ -239,16 +243,18 @@ public struct MeshPlan {
     }
 
     /// Pods of the own location, where nothing else routes them (Kilo's `--local`).
-    private func addLocalRoutes(to host: inout HostState, _ tunnels: TunnelLinks, source: IPAddress?) {
+    private func addLocalRoutes(
+        to host: inout HostState, _ routes: inout [Route], _ tunnels: TunnelLinks, source: IPAddress?
+    ) {
         for member in segment.nodes where member.name != node.name {
             guard let way = way(to: member, tunnels, fixedRemote: false) else { continue }
             for network in member.podCIDRs where network.family == .v4 {
-                host.routes.append(
+                routes.append(
                     Route(table: Rule.mainTable, destination: network, kind: way, source: source))
             }
             // From pods to the node's address too: the network between would drop a pod's address.
             if usesTunnel(to: member), !isGateway, let address = member.mesh.privateAddress?.address {
-                host.routes.append(
+                routes.append(
                     Route(table: Ownership.locationTable, destination: IPNetwork(host: address), kind: way))
             }
         }

@@ -184,19 +184,20 @@ public enum Planner {
         plan.host.neighbours = tunnels?.neighbours ?? []
         plan.host.fouPorts = tunnels?.fouPorts ?? []
         plan.host.nextHops = hops.hops
-        plan.host.routes = tables.routes(hops) + service.routes(tableNumbers)
+        for table in tables.routes(hops, memory: &memory) { plan.host.add(table) }
+        plan.host.add(service.routes(tableNumbers))
         plan.host.rules = tables.rules
         if let tunnels {
             plan.host.rules += TunnelGuard.rules(tunnels) { service.table(of: $0, tableNumbers) }
-            plan.host.routes += TunnelGuard.routes(
-                node: node, pods: attachments.flatMap(\.addressesV4), mesh: mesh?.reachedNetworks ?? [])
+            plan.host.add(
+                TunnelGuard.routes(
+                    node: node, pods: attachments.flatMap(\.addressesV4), mesh: mesh?.reachedNetworks ?? []))
         }
         if let tunnels, let mesh {
             mesh.add(to: &plan.host, tunnels: tunnels)
             plan.meshMTU = mesh.pathMTU(tunnels)
         }
         plan.host.neighbours = Array(Set(plan.host.neighbours)).sorted { ($0.device, $0.peer) < ($1.device, $1.peer) }
-        plan.host.routes = Route.inOrder(plan.host.routes)
         plan.host.rules.sort(by: Rule.isBefore)
         plan.host.firewall = FirewallPlan.table(
             tunnels: tunnels, node: node, index: memory.nodes, serving: service.served, tables: tables,

@@ -45,13 +45,27 @@ public struct PlannerMemory: Sendable {
 
     /// Verdicts of policy tables by their key, and what they were made of.
     struct Verdicts: Sendable {
+        let number: UInt32
         let policies: [AssignedPolicy]
-        let keptInputs: KeptInputs
+        var keptInputs: KeptInputs
         let v4: [EgressPolicyRoutes.Entry]
         let v6: [EgressPolicyRoutes.Entry]
-        let claimed: [ClosedRange<UInt32>]
+        let destinations: FirewallSet
+        let claims: [(prefix: IPNetwork, policy: Int)]
     }
     var verdicts: [String: Verdicts] = [:]
+
+    /// Routes of policy tables by number, and what they were made of.
+    struct TableRoutes: Sendable {
+        struct Inputs: Equatable, Sendable {
+            let v4: [EgressPolicyRoutes.Entry]
+            let v6: [EgressPolicyRoutes.Entry]
+            let hops: [UInt32?]
+        }
+        let inputs: Inputs
+        let table: HostState.RouteTable
+    }
+    var tableRoutes: [UInt32: TableRoutes] = [:]
 
     /// What follows from the catalogue of policies and the ends of tunnels alone.
     struct CatalogueOutcomeInputs: Equatable, Sendable {
@@ -105,15 +119,9 @@ public struct PlannerMemory: Sendable {
             others: inputs.others)
         // Where the networks are the same all the same, what was worked out with them still holds.
         if let kept, kept.value == value {
-            verdicts = verdicts.mapValues { $0.keptInputs == kept.inputs ? $0.with(inputs) : $0 }
+            for (key, entry) in verdicts where entry.keptInputs == kept.inputs { verdicts[key]?.keptInputs = inputs }
         }
         kept = (inputs, value)
         return value
-    }
-}
-
-extension PlannerMemory.Verdicts {
-    func with(_ inputs: PlannerMemory.KeptInputs) -> Self {
-        .init(policies: policies, keptInputs: inputs, v4: v4, v6: v6, claimed: claimed)
     }
 }

@@ -14,21 +14,25 @@ enum PodGuard {
                 FirewallSet(
                     name: pods(table), key: .address, interval: false,
                     elements: table.podsV4.map { .init(first: $0.v4Value, last: $0.v4Value) }),
-                FirewallSet(
-                    name: destinations(table), key: .address, interval: true,
-                    elements: table.claimed.map { .init(first: $0.lowerBound, last: $0.upperBound) }),
+                table.destinations,
             ]
         }
     }
 
+    /// What is claimed of the pods of a table.
+    static func destinations(table: UInt32, _ ranges: [ClosedRange<UInt32>]) -> FirewallSet {
+        FirewallSet(
+            name: "dst_\(table)", key: .address, interval: true,
+            elements: ranges.map { .init(first: $0.lowerBound, last: $0.upperBound) })
+    }
+
     private static func pods(_ table: PolicyTables.Table) -> String { "pods_\(table.number)" }
-    private static func destinations(_ table: PolicyTables.Table) -> String { "dst_\(table.number)" }
 
     private static func claimed(_ table: PolicyTables.Table) -> [FirewallStatement] {
         [
             .incoming(Ownership.linkPrefix, prefix: true, negated: true), .ipv4Only,
             .lookup([.sourceAddress], set: pods(table), negated: false),
-            .lookup([.destinationAddress], set: destinations(table), negated: false),
+            .lookup([.destinationAddress], set: table.destinations.name, negated: false),
         ]
     }
 

@@ -15,9 +15,8 @@ enum PodRoutes {
         _ table: PolicyTables.Table, mtu: (AssignedPolicy) -> Int?
     ) -> (routes: [AttachmentPlan.PodRoute], smallest: Int?) {
         let mtus = table.policies.map(mtu)
-        let routes = table.v4.compactMap { entry -> AttachmentPlan.PodRoute? in
-            guard case .claimed(let index) = entry.verdict, let mtu = mtus[index] else { return nil }
-            return .init(destination: entry.prefix, mtu: mtu)
+        let routes = table.claims.compactMap { claim in
+            mtus[claim.policy].map { AttachmentPlan.PodRoute(destination: claim.prefix, mtu: $0) }
         }
         return (routes, mtus.compactMap { $0 }.min())
     }

@@ -10,8 +10,10 @@ struct PolicyTables {
         let policies: [AssignedPolicy]
         let v4: [EgressPolicyRoutes.Entry]
         let v6: [EgressPolicyRoutes.Entry]
-        /// IPv4 destinations that the table claims, disjoint, in order.
-        let claimed: [ClosedRange<UInt32>]
+        /// IPv4 destinations that the table claims, for the firewall.
+        let destinations: FirewallSet
+        /// Prefixes that are claimed, with the place of the policy.
+        let claims: [(prefix: IPNetwork, policy: Int)]
         fileprivate(set) var pods: [IPAddress] = []
         var podsV4: [IPAddress] { pods.filter { $0.family == .v4 } }
         /// Some pod here has an IPv6 address, and IPv6 destinations are claimed of it.
@@ -45,20 +47,25 @@ struct PolicyTables {
             } else {
                 let known = memory.verdicts[key]
                 let entry: PlannerMemory.Verdicts
-                if let known, known.policies == policies, known.keptInputs == keptInputs {
+                if let known, known.number == number, known.policies == policies, known.keptInputs == keptInputs {
                     entry = known
                 } else {
                     let v4 = EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v4, family: .v4)
                     entry = .init(
-                        policies: policies, keptInputs: keptInputs, v4: v4,
+                        number: number, policies: policies, keptInputs: keptInputs, v4: v4,
                         v6: EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v6, family: .v6),
-                        claimed: EgressPolicyRoutes.claimedRanges(v4))
+                        destinations: PodGuard.destinations(table: number, EgressPolicyRoutes.claimedRanges(v4)),
+                        claims: v4.compactMap { entry in
+                            if case .claimed(let index) = entry.verdict { (entry.prefix, index) } else { nil }
+                        })
                 }
                 verdicts[key] = entry
                 place = found.count
                 places[key] = place
                 found.append(
-                    Table(number: number, policies: policies, v4: entry.v4, v6: entry.v6, claimed: entry.claimed))
+                    Table(
+                        number: number, policies: policies, v4: entry.v4, v6: entry.v6,
+                        destinations: entry.destinations, claims: entry.claims))
             }
             found[place].pods += attachment.addresses.map(\.address)
             placeByAttachment[attachment.id] = place
@@ -79,32 +86,46 @@ struct PolicyTables {
 
     /// What each table holds: a route by next hop where there is a gateway, an `unreachable` backstop under every claim, and
     /// `throw` for what is excluded or kept.
-    func routes(_ hops: NextHops) -> [Route] {
+    func routes(_ hops: NextHops, memory: inout PlannerMemory) -> [HostState.RouteTable] {
+        var kept: [UInt32: PlannerMemory.TableRoutes] = [:]
+        kept.reserveCapacity(tables.count)
+        let result = tables.map { table in
+            let inputs = PlannerMemory.TableRoutes.Inputs(
+                v4: table.v4, v6: table.claimsV6 ? table.v6 : [], hops: table.policies.map { hops.id(of: $0) })
+            let known = memory.tableRoutes[table.number]
+            let entry =
+                known?.inputs == inputs
+                ? known ?? .init(inputs: inputs, table: .init(number: table.number, routes: []))
+                : .init(inputs: inputs, table: .init(number: table.number, routes: routes(of: table, inputs)))
+            kept[table.number] = entry
+            return entry.table
+        }
+        memory.tableRoutes = kept
+        return result
+    }
+
+    private func routes(of table: Table, _ inputs: PlannerMemory.TableRoutes.Inputs) -> [Route] {
         var routes: [Route] = []
-        for table in tables {
-            let number = table.number
-            for entry in table.v4 {
-                switch entry.verdict {
-                case .thrown: routes.append(Route(table: number, destination: entry.prefix, kind: .throwOn))
-                case .claimed(let index):
-                    if let id = hops.id(of: table.policies[index]) {
-                        routes.append(Route(table: number, destination: entry.prefix, kind: .nextHop(id)))
-                    }
-                    routes.append(
-                        Route(
-                            table: number, destination: entry.prefix, kind: .unreachable,
-                            metric: Ownership.backstopMetric))
+        for entry in inputs.v4 {
+            switch entry.verdict {
+            case .thrown: routes.append(Route(table: table.number, destination: entry.prefix, kind: .throwOn))
+            case .claimed(let index):
+                if let id = inputs.hops[index] {
+                    routes.append(Route(table: table.number, destination: entry.prefix, kind: .nextHop(id)))
                 }
-            }
-            // This release routes IPv4. What a policy claims of IPv6 is unreachable, rather than open.
-            guard table.claimsV6 else { continue }
-            for entry in table.v6 {
                 routes.append(
                     Route(
-                        table: number, destination: entry.prefix,
-                        kind: entry.verdict == .thrown ? .throwOn : .unreachable,
-                        metric: entry.verdict == .thrown ? Ownership.defaultMetricV6 : Ownership.backstopMetric))
+                        table: table.number, destination: entry.prefix, kind: .unreachable,
+                        metric: Ownership.backstopMetric))
             }
+        }
+        // This release routes IPv4. What a policy claims of IPv6 is unreachable, rather than open.
+        for entry in inputs.v6 {
+            routes.append(
+                Route(
+                    table: table.number, destination: entry.prefix,
+                    kind: entry.verdict == .thrown ? .throwOn : .unreachable,
+                    metric: entry.verdict == .thrown ? Ownership.defaultMetricV6 : Ownership.backstopMetric))
         }
         return routes
     }

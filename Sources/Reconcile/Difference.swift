@@ -139,13 +139,31 @@ struct Difference {
             case .throwOn, .unreachable: false
             }
         }
-        let present =
-            lostNextHops.isEmpty && lost.isEmpty ? observed.host.routes : observed.host.routes.filter { !isLost($0) }
-        // What was applied last is in order, as what is wanted is; the kernel's dump nearly so. One pass over both: hashing
-        // every route costs many times that.
-        let before = Route.inOrder(present)
-        let after = Route.inOrder(wanted.routes)
-        if before == after { return }
+        let losesSome = !lostNextHops.isEmpty || !lost.isEmpty
+        let (before, after) = (observed.host.routeTables, wanted.routeTables)
+        var (old, new) = (0, 0)
+        while old < before.count || new < after.count {
+            if new == after.count || (old < before.count && before[old].number < after[new].number) {
+                staleRoutes += before[old].routes.filter { !isLost($0) }
+                old += 1
+            } else if old == before.count || after[new].number < before[old].number {
+                newRoutes += after[new].routes
+                new += 1
+            } else {
+                let there = before[old].routes
+                if losesSome {
+                    compare(there.filter { !isLost($0) }, after[new].routes)
+                } else if there != after[new].routes {
+                    compare(there, after[new].routes)
+                }
+                old += 1
+                new += 1
+            }
+        }
+    }
+
+    /// The routes of one table, before and after, in order. One pass over both: hashing every route costs many times that.
+    private mutating func compare(_ before: [Route], _ after: [Route]) {
         /// The routes from here on that the kernel takes for the same.
         func run(_ routes: [Route], _ start: Int) -> ArraySlice<Route> {
             var end = start

@@ -486,8 +486,8 @@ public struct ApplyOutcome: Sendable {
         if let table {
             needed.insert(.holds(table: table))
             let ids = Set(
-                state.routes.compactMap { route -> UInt32? in
-                    if route.table == table, case .nextHop(let id) = route.kind { id } else { nil }
+                state.routes(table: table).compactMap { route -> UInt32? in
+                    if case .nextHop(let id) = route.kind { id } else { nil }
                 })
             for hop in state.nextHops where ids.contains(hop.id) {
                 needed.insert(.nextHop(hop.id))
