@@ -47,7 +47,7 @@ run() {
     grep -E '^(✘|✔ Test |✔ Suite)|recorded an issue|^↳|with .* tests? ' "$work/plain" | grep -v 'Test case passing' || true
     grep -E '^(StepPropertyTests|StepwiseTests|TransitionTests): ' "$work/plain" |
         awk -F: '{n[$1]++; last[$1] = $0; if ($1 == "TransitionTests") {split($NF, w, " "); wrong += w[1]; all += w[3]}}
-            END {for (t in n) print (t == "TransitionTests" ? t ": " n[t] " changes, " wrong " of " all " datagrams left with a wrong address" : last[t])}'
+            END {for (t in n) print (t == "TransitionTests" ? t ": " n[t] " changes, " wrong " of " all " datagrams left with a wrong address" : last[t])}' || true
     count=$(sed -nE 's/.*Test run with ([0-9]+) tests?.*/\1/p' "$work/plain" | tail -n 1)
     if [ "$status" != 0 ] || [ "${count:-0}" = 0 ] || grep -q '➜ .* skipped' "$work/plain"; then
         echo "FAILED: $name (exit $status, ${count:-0} tests)"

@@ -137,11 +137,21 @@ struct AttachmentStore {
     }
 
     /// All attachments, and the names of files that are none.
-    func load() -> (attachments: [Attachment], damaged: [String]) {
+    ///
+    /// - Throws: where a file is there and cannot be read: nobody knows what its pod had.
+    func load() throws -> (attachments: [Attachment], damaged: [String]) {
         var attachments: [Attachment] = []
         var damaged: [String] = []
         for name in names(attachmentsDirectory) {
-            if let value = read("\(attachmentsDirectory)/\(name)"), let attachment = AttachmentRecord.attachment(value),
+            let path = "\(attachmentsDirectory)/\(name)"
+            guard let bytes = FileManager.default.contents(atPath: path) else {
+                if access(path, F_OK) != 0 { continue }
+                throw Failure(
+                    description:
+                        "\(path) cannot be read by this user: the routing of its pod stays as it is; give the file to the helper's user, or remove it if the pod is gone"
+                )
+            }
+            if let value = try? JSON.parse([UInt8](bytes)), let attachment = AttachmentRecord.attachment(value),
                 attachment.id == name
             {
                 attachments.append(attachment)

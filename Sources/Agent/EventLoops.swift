@@ -113,7 +113,8 @@ public struct EventLoops: Sendable {
                         case .ourRoutes: changes.add([.routes])
                         case .ourRules: changes.add([.rules])
                         case .neighbours: changes.add([.neighbours])
-                        case .facts: changes.add([], facts: true)
+                        // A device that goes down takes routes along, and says nothing of them.
+                        case .facts: changes.add([.links], facts: true)
                         case .overrun: deletions.yield(0)
                         }
                     }

@@ -48,11 +48,16 @@ public actor NodeAgent {
     /// `start` has loaded what was: nothing acts before.
     private var isStarted = false
     var facts: LocalFacts
+    /// Those that the last plan was made of.
+    private var plannedFacts: LocalFacts?
     var attachments: [String: Attachment] = [:]
+    /// What an attachment was before its last ADD, for an ADD whose answer nobody takes.
+    var replaced: [String: Attachment] = [:]
     /// What pods have that never had an ADD, by the attachment's ID.
     private var adopted: [String: [AssignedPolicy]] = [:]
-    /// Pods whose attachment has ended and whose object is still there: they are not adopted.
-    var endedPods: Set<String> = []
+    /// Pods whose attachment has ended and whose object is still there, by UID, with the addresses that they had: they are not
+    /// adopted by those. (A new sandbox of the same pod has other ones.)
+    var endedPods: [String: Set<IPAddress>] = [:]
 
     // MARK: what is wanted, and what came of it
 
@@ -129,7 +134,7 @@ public actor NodeAgent {
         plan.ids.retired.nextHops.subtract(plan.ids.nextHops.values)
         savedOverlay = store.loadOverlayAddress()
         facts.lastOverlayAddress = try savedOverlay ?? reconciler.tunnelAddress()
-        try loadAttachments()
+        let deletions = try loadAttachments()
         adopted = store.loadAdopted()
         plan.served = store.loadServed()
         savedServed = plan.served
@@ -144,11 +149,12 @@ public actor NodeAgent {
                 "the inventory is not known: the kernel stays as it is, and no pod can start",
                 metadata: ["why": "\(unknown.joined(separator: "; "))"])
         }
-        for id in store.deletions() { store.forgetDeletion(id) }
+        for id in deletions { store.forgetDeletion(id) }
     }
 
-    private func loadAttachments() throws {
-        let (found, damaged) = store.load()
+    /// - Returns: the records of DELs that were served.
+    private func loadAttachments() throws -> [String] {
+        let (found, damaged) = try store.load()
         for path in damaged {
             logger.error("not an attachment, left out and removed", metadata: ["file": "\(path)"])
             unlink(path)
@@ -160,21 +166,23 @@ public actor NodeAgent {
             if attachment.hostIndex != 0, links[attachment.hostIndex] != attachment.hostName {
                 logger.info("its link is gone: attachment ended", metadata: ["attachment": "\(attachment.id)"])
                 store.remove(attachment.id)
-                endedPods.insert(attachment.podUID)
+                forgetPod(of: attachment)
                 gone.formUnion(attachment.addresses.map(\.address))
             } else {
                 attachments[attachment.id] = attachment
             }
         }
-        for id in store.deletions() {
+        let deletions = store.deletions()
+        for id in deletions {
             if let attachment = attachments.removeValue(forKey: id) {
                 logger.info("deleted while the helper was down", metadata: ["attachment": "\(id)"])
                 store.remove(id)
-                endedPods.insert(attachment.podUID)
+                forgetPod(of: attachment)
                 gone.formUnion(attachment.addresses.map(\.address))
             }
         }
         try? reconciler.deletePodRules(of: gone.subtracting(attachments.values.flatMap { $0.addresses.map(\.address) }))
+        return deletions
     }
 
     // MARK: planning
@@ -204,6 +212,7 @@ public actor NodeAgent {
             attachment.assignment = adopted[attachment.id]
             return attachment
         }
+        plannedFacts = facts
         plan = Planner.plan(
             configuration: settings.configuration, localFacts: facts, inventory: inventory,
             attachments: attached + others, previousIDs: plan.ids, previouslyServed: plan.served, memory: &memory)
@@ -372,8 +381,8 @@ public actor NodeAgent {
         let own = inventory.nodes[settings.nodeName]
         inventory = new
         isInformed = true
-        let there = Set(new.pods.map(\.uid))
-        endedPods = endedPods.filter { !$0.isEmpty && there.contains($0) }
+        endedPods = endedPods.filter { uid, _ in new.pods.contains { $0.hasUID(uid) } }
+        takeOverPods()
         // Of the inventory, facts depend on the own node (and with Kilo's nodes on who of them is there).
         if isFirst || own != new.nodes[settings.nodeName] || settings.configuration.mesh.kiloInterop {
             try? refreshFacts()
@@ -401,9 +410,8 @@ public actor NodeAgent {
     @discardableResult
     public func kernelChanged(_ parts: Set<KernelPart>, facts factsToo: Bool) -> Bool {
         guard isStarted, isInformed else { return false }
-        let before = facts
         if factsToo { try? refreshFacts() }
-        let isNews = facts != before
+        let isNews = facts != plannedFacts
         guard isNews || !parts.isEmpty else { return false }
         guard let outcome = try? tryToConverge("somebody changed the kernel", looking: parts), !isNews else {
             return true
@@ -419,13 +427,8 @@ public actor NodeAgent {
         return true
     }
 
-    /// Looks at what no notification tells of: settings of the host.
-    public func lookAtHost() {
-        guard isStarted else { return }
-        let before = facts
-        try? refreshFacts()
-        if facts != before { converge("the host's settings changed") }
-    }
+    /// Looks at what no notification tells of: settings of the host, and routes that went with somebody's device.
+    public func lookAtHost() { kernelChanged([.links, .rules], facts: true) }
 
     /// Links disappeared: their attachments are over, whether a DEL comes or not.
     public func linksDeleted(_ indexes: Set<Int32>) {
@@ -449,9 +452,36 @@ public actor NodeAgent {
         kernelChanged(.all, facts: true)
     }
 
+    private func forgetPod(of attachment: Attachment) {
+        guard !attachment.podUID.isEmpty else { return }
+        endedPods[attachment.podUID, default: []].formUnion(attachment.addresses.map(\.address))
+    }
+
+    /// Keeps with each attachment what its Pod says now: should the object be gone before the pod is (`kubectl delete --force`),
+    /// the pod is judged by that.
+    private func takeOverPods() {
+        var byName: [String: [String]] = [:]
+        for attachment in attachments.values where !attachment.podUID.isEmpty {
+            byName["\(attachment.podNamespace)/\(attachment.podName)", default: []].append(attachment.id)
+        }
+        if byName.isEmpty { return }
+        for pod in inventory.pods {
+            for id in byName["\(pod.namespace)/\(pod.name)"] ?? [] {
+                guard var attachment = attachments[id], pod.hasUID(attachment.podUID) else { continue }
+                attachment.labels = pod.labelsForLater
+                attachment.annotations[Planner.policyAnnotation] =
+                    pod.annotations[Planner.policyAnnotation] ?? attachment.annotations[Planner.policyAnnotation]
+                guard attachment != attachments[id] else { continue }
+                attachments[id] = attachment
+                if store.has(id) { keep("attachment \(id)") { try store.save(attachment) } }
+            }
+        }
+    }
+
     func end(_ id: String) {
-        if let uid = attachments[id]?.podUID, !uid.isEmpty { endedPods.insert(uid) }
+        if let attachment = attachments[id] { forgetPod(of: attachment) }
         attachments[id] = nil
+        replaced[id] = nil
         store.remove(id)
     }
 

@@ -99,7 +99,7 @@ public final class PluginServer: Sendable {
                 let (request, descriptor) = try receive()
                 if request.command == .add {
                     guard
-                        server.placesOfADDs.wait(timeout: .now() + .milliseconds(Int(request.timeoutMilliseconds)))
+                        server.placesOfADDs.wait(timeout: .now())
                             == .success
                     else {
                         if descriptor >= 0 { close(descriptor) }

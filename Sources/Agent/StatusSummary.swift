@@ -5,7 +5,7 @@ import Planner
 public struct StatusSummary: Equatable, Sendable {
     public enum Level: String, Sendable {
         case ok = "OK"
-        /// Something is not as it should be; no pod is cut off by it.
+        /// Something is not as it should be. Pods that need a refused object are unreachable by it; all others are not.
         case degraded = "DEGRADED"
         /// Some pod is cut off from what it may send to, or no pod can start.
         case held = "HELD"
@@ -36,6 +36,16 @@ public struct StatusSummary: Equatable, Sendable {
         let cutOff = node.plan.attachments.filter(\.isHeld)
         if let first = cutOff.first {
             held.append("\(pods(cutOff.count)) held: \(first.attachment.displayName): \(first.holds.first ?? "")")
+        }
+        let unreachable = node.plan.attachments.filter { entry in
+            !entry.isHeld
+                && (entry.policies.contains { $0.gateway == nil } || (!entry.refusal.isEmpty && entry.holds.isEmpty))
+        }
+        if let first = unreachable.first {
+            let why =
+                first.refusal.isEmpty
+                ? "policy \(first.policies.first { $0.gateway == nil }?.name ?? "") has no gateway" : first.refusal
+            held.append("\(pods(unreachable.count)) without a way out: \(first.attachment.displayName): \(why)")
         }
         if !node.failures.isEmpty {
             let first = node.failures[0]

@@ -55,6 +55,7 @@ struct ResourceWatch: Sendable {
                 if failure.isGone {
                     logger.debug("the server has forgotten what came since: listing again", metadata: meta)
                     version = nil
+                    missingSince = nil
                     // Thousands of helpers may have been told so at once.
                     try? await clock.sleep(for: .milliseconds(Int64.random(in: 0...Int64(ceiling * 100))))
                 } else if failure.code == 404 && !resource.isBuiltIn {
@@ -66,6 +67,9 @@ struct ResourceWatch: Sendable {
                     try? await clock.sleep(for: missingBackoff.wait())
                     continue
                 } else {
+                    // "Not found" counts only where it lasts: what came between says nothing of it.
+                    missingSince = nil
+                    missingBackoff.reset()
                     logger.notice("watching failed", metadata: meta.merging(["error": "\(failure)"]) { a, _ in a })
                     await report(.problem("\(resource): \(failure)"))
                 }

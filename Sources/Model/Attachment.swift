@@ -42,6 +42,4 @@ public struct Attachment: Equatable, Sendable {
     /// `<container>_<interface>`: file name and key.
     public var id: String { "\(containerID)_\(interfaceName)" }
     public var addressesV4: [IPAddress] { addresses.filter { $0.family == .v4 }.map(\.address) }
-    /// Whether it is one of a Kubernetes pod.
-    public var isKubernetes: Bool { !podNamespace.isEmpty && !podUID.isEmpty }
 }

@@ -112,6 +112,13 @@ public struct Pod: Equatable, Sendable {
         self.name = name
         self.uid = uid
     }
+    /// Its labels, with its service account as the label that Cilium derives from it: what it is judged by when its object is
+    /// gone.
+    public var labelsForLater: [String: String] {
+        var labels = labels
+        if !serviceAccount.isEmpty { labels[DerivedLabels.serviceAccount] = serviceAccount }
+        return labels
+    }
     public var isFinished: Bool { phase == "Succeeded" || phase == "Failed" }
     /// For a mirror pod the runtime hands over the hash of its static manifest instead of the UID.
     public func hasUID(_ other: String) -> Bool {

@@ -53,11 +53,11 @@ public final class HostEvents {
             if link.name.hasPrefix(Ownership.linkPrefix) { return isOurs ? nil : .ourLinks }
             // A bridge says DELLINK for a port that only leaves it.
             guard let header = reply.fixed(ifinfomsg.self), header.ifi_family == 0 else { return nil }
-            return .linkDeleted(index: link.index)
+            return link.isOfAPod ? .linkDeleted(index: link.index) : .facts
         case RTM_NEWLINK:
             guard !isOurs, let link = KernelLink(reply) else { return nil }
             if link.name.hasPrefix(Ownership.linkPrefix) { return .ourLinks }
-            return link.name.hasPrefix("cilium_") || link.kind.isEmpty ? .facts : nil
+            return link.isOfAPod && !link.name.hasPrefix("cilium_") ? nil : .facts
         case RTM_NEWADDR, RTM_DELADDR:
             guard !isOurs else { return nil }
             let label = reply.attributes(after: MemoryLayout<ifaddrmsg>.size).first { $0.type == Int(IFA_LABEL) }?
@@ -79,4 +79,9 @@ public final class HostEvents {
         default: return nil
         }
     }
+}
+
+extension KernelLink {
+    /// Of a kind that pods have, of which there are many.
+    fileprivate var isOfAPod: Bool { kind == "veth" || kind == "netkit" }
 }

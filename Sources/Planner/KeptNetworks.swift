@@ -32,8 +32,6 @@ struct KeptNetworks: Equatable, Sendable {
         self.v6 = EgressPolicyRoutes.outermost(v6)
     }
 
-    func of(_ family: IPAddress.Family) -> [IPNetwork] { family == .v4 ? v4 : v6 }
-
     /// Service networks and API servers, as far as `cilium-config` names them.
     private static func services(of cilium: CiliumSettings?) -> [IPNetwork] {
         var networks: [IPNetwork] = []

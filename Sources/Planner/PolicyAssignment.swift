@@ -97,8 +97,8 @@ public struct PolicyAssignment: Equatable, Sendable {
                     continue
                 }
                 let before = had(entry.policy, attachment)
-                // Selectors that cannot be read select whom they had.
-                guard entry.policy.hasUnknownSelectors ? before != nil : selects(entry.policy) else { continue }
+                // Selectors that cannot be read select whom they had; those beside them that can be read select as ever.
+                guard selects(entry.policy) || (entry.policy.hasUnknownSelectors && before != nil) else { continue }
                 let reason = "policy \(entry.policy.name) is refused: \(entry.refusal)"
                 choice.policies.append(before?.with(.kept(reason)) ?? entry.assigned)
                 if choice.refusal.isEmpty { choice.refusal = reason }

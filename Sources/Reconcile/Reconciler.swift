@@ -133,6 +133,8 @@ public final class Reconciler {
 
     private func lookAtLinks(_ observed: inout Observed, _ wanted: HostState) throws {
         observed.host.links = []
+        // Its peers are another program's to change as well: it is asked.
+        observed.host.wireGuard = nil
         (observed.misconfigured, observed.userspaceDevices) = ([], [])
         (observed.indexes, observed.names, observed.addresses) = ([:], [:], [:])
         let links = try route.links()
@@ -259,8 +261,8 @@ public final class Reconciler {
     // MARK: changing
 
     private func makeEqual(_ observed: Observed, _ wanted: HostState) -> ApplyOutcome {
-        let wireGuardDiffers =
-            wanted.wireGuard != nil && (wanted.wireGuard != observed.host.wireGuard || applied == nil)
+        if wanted.wireGuard == nil { wireGuardProblem = "" }
+        let wireGuardDiffers = wireGuardDiffers(observed, wanted)
         let steps = Steps(from: observed, to: wanted, wireGuardDiffers: wireGuardDiffers)
         var context = Context(observed: observed, wanted: wanted)
         let outcome = StepRunner.run(steps.list) { batch in
@@ -274,6 +276,20 @@ public final class Reconciler {
         }
         applied = outcome.isComplete && wireGuardProblem.isEmpty ? context.result() : nil
         return ApplyOutcome(outcome, problem: wireGuardProblem)
+    }
+
+    /// Whether the WireGuard device or a peer is not as it should be. The device is only asked where somebody may have changed
+    /// it, or where something else is wanted.
+    private func wireGuardDiffers(_ observed: Observed, _ wanted: HostState) -> Bool {
+        guard let device = wanted.wireGuard, privateKey != nil else { return false }
+        if applied != nil, wireGuardProblem.isEmpty, device == observed.host.wireGuard { return false }
+        do {
+            let (configure, changes, _) = try wireGuardChanges(wanted)
+            if configure || !changes.isEmpty { return true }
+            lastPeers = device.peers
+            wireGuardProblem = ""
+            return false
+        } catch { return true }
     }
 
     /// What the steps of one run share.
@@ -305,7 +321,7 @@ public final class Reconciler {
         }
     }
 
-    /// Carries out steps of one phase.
+    /// Carries out steps that need nothing of each other, in their order.
     ///
     /// - Returns: which failed, by place.
     private func execute(_ steps: [Step], _ context: inout Context) -> [Int: any Error] {
@@ -473,7 +489,8 @@ public struct ApplyOutcome: Sendable {
     /// What of a pod's routing is not in place, as `ip` would call it; nil where all of it is.
     ///
     /// - Parameters:
-    ///   - plan: what the pod was to get.
+    ///   - addresses: of the pod.
+    ///   - table: of the pod; nil: it has none.
     ///   - state: what all was to be.
     public func problem(of addresses: [IPAddress], table: UInt32?, in state: HostState) -> String? {
         if missing.isEmpty { return nil }

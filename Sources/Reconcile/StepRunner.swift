@@ -1,3 +1,6 @@
+import CLinux
+import Netlink
+
 /// Carries out steps in their order. A step that fails holds only what depends on it.
 enum StepRunner {
     /// - Parameter execute: carries out steps that need nothing of each other, in their order, and says which failed, by their place in what it was given.
@@ -19,7 +22,6 @@ enum StepRunner {
             if !batch.isEmpty {
                 let failures = execute(batch)
                 for (place, error) in failures.sorted(by: { $0.key < $1.key }) { outcome.fail(batch[place], error) }
-                outcome.done += batch.count - failures.count
                 if failures.isEmpty {
                     for step in batch { outcome.changes[step.part, default: 0] += 1 }
                 } else {
@@ -40,7 +42,6 @@ struct StepOutcome {
         let step: Step
         let error: any Error
     }
-    fileprivate(set) var done = 0
     /// By kind of object.
     fileprivate(set) var changes: [KernelPart: Int] = [:]
     fileprivate(set) var failures: [Failure] = []
@@ -52,6 +53,10 @@ struct StepOutcome {
     fileprivate mutating func fail(_ step: Step, _ error: any Error) {
         failures.append(Failure(step: step, error: error))
         missing.formUnion(step.provides)
+        // Somebody else's route is in the place of ours: no rule may lead there.
+        if (error as? NetlinkError)?.code == EEXIST, case .addRoute(let route) = step.action {
+            missing.insert(.holds(table: route.table))
+        }
     }
     fileprivate mutating func leave(_ step: Step, for need: Requirement) {
         left.append(step)

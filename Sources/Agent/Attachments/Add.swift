@@ -36,7 +36,7 @@ extension NodeAgent {
             containerID: request.containerID, interfaceName: request.interfaceName, network: request.network,
             podNamespace: request.podNamespace, podName: request.podName, podUID: request.podUID,
             addresses: addresses,
-            labels: known?.labels ?? Dictionary(request.labels, uniquingKeysWith: { _, last in last }),
+            labels: known?.labelsForLater ?? Dictionary(request.labels, uniquingKeysWith: { _, last in last }),
             annotations: Dictionary(request.annotations, uniquingKeysWith: { _, last in last }),
             defaultPolicy: request.defaultPolicy)
         if interface.kind == "veth" || interface.kind == "netkit", interface.isInOtherNamespace {
@@ -56,7 +56,7 @@ extension NodeAgent {
         // A repeated ADD of a live pod keeps what the pod has, should a policy be refused by now.
         attachment.assignment = before[attachment.id]?.assignment
         attachments[attachment.id] = attachment
-        endedPods.remove(attachment.podUID)
+        endedPods[attachment.podUID] = nil
         func undo() {
             attachments = before
             converge("an ADD was undone")
@@ -74,7 +74,7 @@ extension NodeAgent {
             }
             if !entry.policies.isEmpty,
                 let problem = outcome.problem(
-                    of: attachment.addressesV4, table: entry.table, in: plan.host)
+                    of: attachment.addresses.map(\.address), table: entry.table, in: plan.host)
             {
                 throw NetlinkError(operation: "routing of \(attachment.displayName)", code: EIO, kernelMessage: problem)
             }
@@ -85,13 +85,15 @@ extension NodeAgent {
             attachments[attachment.id] = attachment
             try store.save(attachment)
             for id in before.keys where attachments[id] == nil { store.remove(id) }
+            replaced[attachment.id] = before[attachment.id]
             return routes.map {
                 CNIResult.AddedRoute(
                     destination: $0.destination.description, gateway: $0.gateway?.description ?? "", mtu: Int64($0.mtu))
             }
         } catch {
             undo()
-            _ = try? pod.setRoutes([], interface: interface.index)
+            // A live pod whose ADD came once more keeps its routes.
+            if before[attachment.id] == nil { _ = try? pod.setRoutes([], interface: interface.index) }
             throw CNIError(.datapathFailure, "the pod's routing cannot be programmed", details: "\(error)")
         }
     }
@@ -138,7 +140,13 @@ extension NodeAgent {
     public func abort(_ request: HelperRequest) {
         logger.notice(
             "the plugin hung up before the answer: ADD undone", metadata: ["container": "\(request.containerID)"])
-        delete(request)
+        let id = "\(request.containerID)_\(request.interfaceName)"
+        guard let before = replaced[id] else { return delete(request) }
+        // A live pod whose ADD came once more goes on with what it had.
+        replaced[id] = nil
+        attachments[id] = before
+        do { try store.save(before) } catch { logger.error("\(error)") }
+        converge("an ADD was undone")
     }
 
     private func hostName(of index: Int32) -> String {
