@@ -3,7 +3,8 @@ import Netlink
 
 /// Carries out steps in their order. A step that fails holds only what depends on it.
 enum StepRunner {
-    /// - Parameter execute: carries out steps that need nothing of each other, in their order, and says which failed, by their place in what it was given.
+    /// - Parameter execute: carries out steps that need nothing of each other, in their order, and says which failed, by
+    ///   their place in what it was given.
     static func run(_ steps: [Step], execute: ([Step]) -> [Int: any Error]) -> StepOutcome {
         var outcome = StepOutcome()
         var start = steps.startIndex
@@ -13,8 +14,8 @@ enum StepRunner {
             var batch: [Step] = []
             batch.reserveCapacity(end - start)
             for step in steps[start..<end] {
-                if !outcome.missing.isEmpty, let need = step.needs.first(where: outcome.missing.contains) {
-                    outcome.leave(step, for: need)
+                if !outcome.missing.isEmpty, step.needs.contains(where: outcome.missing.contains) {
+                    outcome.leave(step)
                 } else {
                     batch.append(step)
                 }
@@ -22,12 +23,8 @@ enum StepRunner {
             if !batch.isEmpty {
                 let failures = execute(batch)
                 for (place, error) in failures.sorted(by: { $0.key < $1.key }) { outcome.fail(batch[place], error) }
-                if failures.isEmpty {
-                    for step in batch { outcome.changes[step.part, default: 0] += 1 }
-                } else {
-                    for (place, step) in batch.enumerated() where failures[place] == nil {
-                        outcome.changes[step.part, default: 0] += 1
-                    }
+                for (place, step) in batch.enumerated() where failures[place] == nil {
+                    outcome.changes[step.part, default: 0] += 1
                 }
             }
             start = end
@@ -58,7 +55,7 @@ struct StepOutcome {
             missing.insert(.holds(table: route.table))
         }
     }
-    fileprivate mutating func leave(_ step: Step, for need: Requirement) {
+    fileprivate mutating func leave(_ step: Step) {
         left.append(step)
         missing.formUnion(step.provides)
     }

@@ -111,11 +111,7 @@ extension KernelNamespace {
                 if outcome.count > 0 { transitions += 1 }
                 ids = plan.ids
                 ids.retired = .init()
-                for entry in plan.attachments {
-                    if let place = world.attachments.firstIndex(where: { $0.id == entry.attachment.id }) {
-                        world.attachments[place].assignment = entry.assigned
-                    }
-                }
+                world.remember(plan)
                 before = (world, plan)
             }
             print("StepwiseTests: \(transitions) transitions, \(lookups) look-ups, \(routed) with a way")

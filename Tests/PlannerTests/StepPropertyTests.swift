@@ -273,11 +273,7 @@ struct StepPropertyTests {
                 ids = plan.ids
                 // Now and then a number is free again: the kernel was as planned.
                 ids.retired = .init()
-                for entry in plan.attachments {
-                    if let place = world.attachments.firstIndex(where: { $0.id == entry.attachment.id }) {
-                        world.attachments[place].assignment = entry.assigned
-                    }
-                }
+                world.remember(plan)
                 before = (world, plan)
             }
         }

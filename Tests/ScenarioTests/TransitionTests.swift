@@ -294,21 +294,13 @@ struct TransitionTests {
         // Others write tables and rules meanwhile.
         Shell.run(
             """
+            touch \(lab.directory)/noise
             (while [ -e \(lab.directory)/noise ]; do for n in n1 n3; do
                 ip netns exec \(lab.prefix)-$n nft 'add table ip noise; add chain ip noise c; add rule ip noise c counter; delete table ip noise'
                 ip -n \(lab.prefix)-$n rule add priority 900 to 192.0.2.250 lookup main; ip -n \(lab.prefix)-$n rule del priority 900
-            done; done) > /dev/null 2>&1 < /dev/null & touch \(lab.directory)/noise; sleep 0.2
-            """)
-        defer { Shell.run("rm -f \(lab.directory)/noise") }
-        // (The loop above began before its file was there, where this machine was slow: begin it once more.)
-        Shell.run(
-            """
-            (while [ -e \(lab.directory)/noise ]; do for n in n1 n3; do
-                ip netns exec \(lab.prefix)-$n nft 'add table ip noise2; add chain ip noise2 c; delete table ip noise2'
-                ip -n \(lab.prefix)-$n rule add priority 901 to 192.0.2.251 lookup main; ip -n \(lab.prefix)-$n rule del priority 901
-                sleep 0.02
             done; done) > /dev/null 2>&1 < /dev/null &
             """)
+        defer { Shell.run("rm -f \(lab.directory)/noise") }
         for round in 0..<rounds {
             let ends = [("n1", SIGKILL), ("n3", SIGTERM), ("n1", SIGTERM), ("n3", SIGKILL)]
             for (node, signal) in Self.isShort ? Array(ends.prefix(2)) : ends {

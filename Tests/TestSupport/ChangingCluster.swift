@@ -9,6 +9,15 @@ public enum ChangingCluster {
         public var inventory = Inventory()
         public var facts = LocalFacts(nodeName: "n1")
         public var attachments: [Attachment] = []
+
+        /// Keeps with each pod what the plan has given it, as the helper does.
+        public mutating func remember(_ plan: Plan) {
+            for entry in plan.attachments {
+                if let place = attachments.firstIndex(where: { $0.id == entry.attachment.id }) {
+                    attachments[place].assignment = entry.assigned
+                }
+            }
+        }
     }
 
     static let addresses = ["203.0.113.10", "203.0.113.77", "198.51.100.5", "192.0.2.200", "8.8.8.8", "10.9.9.9"]
