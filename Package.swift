@@ -44,6 +44,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
+        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
     ],
     targets: [
         .target(name: "CLinux"),
@@ -89,16 +90,20 @@ let package = Package(
             dependencies: [
                 "ClusterTransport", "Inventory", "Model", "Jansson", "CLinux",
                 .product(name: "NIOHTTP1", package: "swift-nio"),
+                .product(name: "Subprocess", package: "swift-subprocess"),
             ] + clusterClient),
         .target(name: "Planner", dependencies: ["Model", "Jansson"]),
         // Makes the kernel equal to a plan: what is there, what differs, in which steps.
         .target(
             name: "Reconcile",
             dependencies: ["Planner", "Netlink", "Firewall", "WireGuard", "Model", "CLinux"]),
+        // Whether gateways are alive, and what is switched when one is not.
+        .target(name: "Liveness", dependencies: ["Planner", "Netlink", "Model", "CLinux"]),
         .target(
             name: "Agent",
             dependencies: [
-                "Reconcile", "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model", "HelperProtocol",
+                "Liveness", "Reconcile", "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model",
+                "HelperProtocol",
                 "CNI",
                 "CLinux", "Jansson",
                 .product(name: "Logging", package: "swift-log"),
@@ -107,14 +112,16 @@ let package = Package(
         .target(
             name: "API",
             dependencies: [
-                "Agent", "Firewall", "Planner", "WireGuard", "Model", "Jansson",
+                "Agent", "CNI", "Firewall", "Liveness", "Planner", "WireGuard", "Model", "Jansson",
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "Logging", package: "swift-log"),
             ]),
+        // Puts the plugin onto a node and into the chain, and takes it away again.
+        .target(name: "Installer", dependencies: ["CLinux", "Jansson"]),
         .executableTarget(
             name: "culvertd",
             dependencies: [
-                "API", "Agent", "Etcd", "Inventory", "Kubernetes", "Planner", "Model", "CLinux",
+                "API", "Agent", "CNI", "Etcd", "Installer", "Inventory", "Kubernetes", "Planner", "Model", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "Logging", package: "swift-log"),
@@ -123,7 +130,7 @@ let package = Package(
         .executableTarget(
             name: "culvertctl",
             dependencies: [
-                "Inventory", "Planner", "Model", "Jansson",
+                "CNI", "Inventory", "Planner", "Model", "Jansson",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "Yams", package: "Yams"),
@@ -139,15 +146,15 @@ let package = Package(
         .testTarget(
             name: "PlannerTests",
             dependencies: [
-                "Planner", "Reconcile", "Netlink", "Model", "Inventory", "Jansson", "CNI", "HelperProtocol",
-                "PluginVerbs",
+                "Installer", "Liveness", "Planner", "Reconcile", "Netlink", "Model", "Inventory", "Jansson", "CNI",
+                "HelperProtocol", "PluginVerbs",
                 "CLinux", "TestSupport",
             ]),
         .testTarget(
             name: "KernelTests",
             dependencies: [
-                "Agent", "Reconcile", "Planner", "Model", "Netlink", "Firewall", "WireGuard", "Inventory", "Jansson",
-                "CLinux",
+                "Agent", "Liveness", "Reconcile", "Planner", "Model", "Netlink", "Firewall", "WireGuard", "Inventory",
+                "Jansson", "CLinux",
                 "TestSupport",
             ]),
         .testTarget(

@@ -1,4 +1,5 @@
 import Agent
+import CNI
 import Hummingbird
 import Jansson
 import Logging
@@ -7,13 +8,13 @@ import Planner
 
 /// `api.sock`: HTTP and JSON for people and tools.
 public enum StatusAPI {
-    public static let version = "0.1.0"
-
     /// - Parameters:
     ///   - socket: path of the Unix socket.
     ///   - isReady: whether `cni.sock` listens.
+    ///   - onServerRunning: called when the socket is there.
     public static func application(
-        socket: String, agent: NodeAgent, logger: Logger, isReady: @escaping @Sendable () -> Bool
+        socket: String, agent: NodeAgent, logger: Logger, isReady: @escaping @Sendable () -> Bool,
+        onServerRunning: @escaping @Sendable () -> Void = {}
     ) -> some ApplicationProtocol {
         let router = Router()
         router.get("/healthz") { _, _ in "ok\n" }
@@ -30,6 +31,7 @@ public enum StatusAPI {
             let plan = await agent.snapshot().plan
             return json(.array(plan.policies.map(PlanJSON.policy)))
         }
+        router.get("/v1/gateways") { _, _ in json(await GatewayAPI.render(agent)) }
         router.get("/v1/attachments") { _, _ in
             let plan = await agent.snapshot().plan
             return json(.array(plan.attachments.map(PlanJSON.attachment)))
@@ -53,8 +55,9 @@ public enum StatusAPI {
         }
         return Application(
             router: router,
-            configuration: .init(address: .unixDomainSocket(path: socket), serverName: "culvertd/\(version)"),
-            logger: logger)
+            configuration: .init(
+                address: .unixDomainSocket(path: socket), serverName: "culvertd/\(CulvertRelease.version)"),
+            onServerRunning: { _ in onServerRunning() }, logger: logger)
     }
 
     private static func text(_ status: HTTPResponse.Status, _ text: String) -> Response {
@@ -69,6 +72,15 @@ public enum StatusAPI {
             body: .init(byteBuffer: ByteBuffer(string: value.text(indent: 2) + "\n")))
     }
 
+    /// The source's own status; what could not be written to it is among its problems.
+    private static func sourceStatus(_ agent: NodeAgent) async -> JSON {
+        let status = await agent.source.status()
+        let unwritten = await agent.publisher.problems()
+        guard !unwritten.isEmpty else { return status }
+        let problems = (status["problems"]?.elements ?? []).compactMap(\.string) + unwritten
+        return status.setting("problems", to: .array(problems.sorted().map { .string($0) }))
+    }
+
     static func status(_ agent: NodeAgent) async -> JSON {
         let node = await agent.snapshot()
         let summary = StatusSummary(node)
@@ -76,11 +88,25 @@ public enum StatusAPI {
         let counters = (try? await agent.firewallCounters()) ?? []
         let adopted = plan.attachments.filter(\.attachment.adopted)
         var warnings = plan.warnings
-        let source = await agent.source.status()
+        let source = await sourceStatus(agent)
         for problem in source["problems"]?.elements ?? [] {
             if let text = problem.string { warnings.append("inventory: \(text)") }
         }
+        if let asked = node.askedEchoInterval {
+            warnings.append(
+                "\(node.inventory.nodes.count - 1) nodes could send echoes to this gateway: it asks them for one every "
+                    + "\(asked) ms, so that fail-over takes longer")
+        }
         if !node.meshProblem.isEmpty { warnings.append("mesh: \(node.meshProblem)") }
+        if !node.echoes.obstacle.isEmpty {
+            warnings.append(
+                "nobody knows which gateways are alive, and none is left when it dies: \(node.echoes.obstacle)")
+        }
+        for session in node.echoes.sessions where session.failedProofs > 0 && session.proofs == 0 {
+            warnings.append(
+                "gateway \(session.session.end.node) sends echoes back without translating them: its packets may leave with the pods' own addresses"
+            )
+        }
         for entry in adopted where !entry.policies.isEmpty {
             warnings.append(
                 "\(entry.attachment.displayName) was there before Culvert: it has no routes with the smaller MTU, restart it"
@@ -89,7 +115,7 @@ public enum StatusAPI {
         return .make(
             ("summary", .string(summary.level.rawValue)),
             ("reasons", .array(summary.reasons.map { .string($0) })),
-            ("version", .string(version)), ("node", .string(facts.nodeName)),
+            ("version", .string(CulvertRelease.version)), ("node", .string(facts.nodeName)),
             (
                 "datapath",
                 .string(
@@ -114,6 +140,10 @@ public enum StatusAPI {
             ("overlayAddress", facts.overlayAddress.map { .string("\($0)") } ?? .null),
             ("underlay", .string(facts.underlayDevice)), ("underlayMTU", .integer(Int64(facts.underlayMTU))),
             ("inventory", source),
+            (
+                "serviceNetworks",
+                .array(Planner.keptServices(node.configuration, inventory, facts).map { .string("\($0)") })
+            ),
             ("nodes", .integer(Int64(inventory.nodes.count))), ("policies", .integer(Int64(plan.policies.count))),
             ("attachments", .integer(Int64(plan.attachments.count))), ("adopted", .integer(Int64(adopted.count))),
             (

@@ -20,6 +20,7 @@ struct AttachmentStore {
     var publishedDirectory: String { runDirectory + "/published" }
     private var idsPath: String { runDirectory + "/ids.json" }
     private var adoptedPath: String { runDirectory + "/adopted.json" }
+    private var endedPath: String { runDirectory + "/ended.json" }
     private var servedPath: String { runDirectory + "/served.json" }
     private var lockPath: String { runDirectory + "/lock" }
 
@@ -72,8 +73,17 @@ struct AttachmentStore {
     func has(_ id: String) -> Bool { access("\(attachmentsDirectory)/\(id)", F_OK) == 0 }
     func remove(_ id: String) { unlink("\(attachmentsDirectory)/\(id)") }
 
-    /// What pods have that never had an ADD, by the attachment's ID.
-    func saveAdopted(_ assignments: [String: [AssignedPolicy]]) throws {
+    /// What is kept of pods that never had an ADD.
+    struct Adopted: Equatable {
+        /// What they have, by the attachment's ID.
+        var assignments: [String: [AssignedPolicy]] = [:]
+        /// The annotation's value that each was last permitted to have; nil: of the release before, which permitted all.
+        var granted: [String: String]? = [:]
+        /// The plugin's `defaultPolicy`, as of the last ADD.
+        var defaultPolicy = ""
+    }
+
+    func saveAdopted(_ adopted: Adopted) throws {
         try write(
             adoptedPath,
             .make(
@@ -81,25 +91,71 @@ struct AttachmentStore {
                 (
                     "assignments",
                     .object(
-                        assignments.sorted { $0.key < $1.key }.map {
+                        adopted.assignments.sorted { $0.key < $1.key }.map {
                             JSON.Member($0.key, AttachmentRecord.json($0.value))
+                        })
+                ),
+                (
+                    "granted",
+                    adopted.granted.map { .strings($0.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }) }
+                ),
+                ("defaultPolicy", .string(adopted.defaultPolicy))))
+    }
+    func loadAdopted() -> Adopted {
+        var adopted = Adopted()
+        guard let root = read(adoptedPath) else { return adopted }
+        for member in root["assignments"]?.members ?? [] {
+            adopted.assignments[member.key] = AttachmentRecord.assignment(member.value)
+        }
+        adopted.granted = (root["granted"]?.members).map { members in
+            Dictionary(
+                members.compactMap { member in member.value.string.map { (member.key, $0) } },
+                uniquingKeysWith: { _, last in last })
+        }
+        adopted.defaultPolicy = root["defaultPolicy"]?.string ?? ""
+        return adopted
+    }
+
+    func saveEnded(_ ended: EndedPods) throws {
+        try write(
+            endedPath,
+            .make(
+                ("version", .integer(AttachmentRecord.version)),
+                (
+                    "pods",
+                    .object(
+                        ended.pods.sorted { $0.key < $1.key }.map { uid, pod in
+                            JSON.Member(
+                                uid,
+                                .make(
+                                    ("addresses", .array(pod.addresses.map { "\($0)" }.sorted().map { .string($0) })),
+                                    ("at", .integer(Int64(pod.at.timeIntervalSince1970)))))
                         })
                 )))
     }
-    func loadAdopted() -> [String: [AssignedPolicy]] {
-        var result: [String: [AssignedPolicy]] = [:]
-        for member in read(adoptedPath)?["assignments"]?.members ?? [] {
-            result[member.key] = AttachmentRecord.assignment(member.value)
+    func loadEnded() -> EndedPods {
+        var pods: [String: EndedPods.Ended] = [:]
+        for member in read(endedPath)?["pods"]?.members ?? [] {
+            let addresses = (member.value["addresses"]?.elements ?? []).compactMap {
+                $0.string.flatMap { IPAddress($0) }
+            }
+            let at = Date(timeIntervalSince1970: TimeInterval(member.value["at"]?.integer ?? 0))
+            pods[member.key] = .init(addresses: Set(addresses), at: at)
         }
-        return result
+        return EndedPods(pods: pods)
     }
 
     /// Policies that this node serves as a gateway.
-    func saveServed(_ policies: [AssignedPolicy]) throws {
+    ///
+    /// - Parameter answering: of those with targets, the ones whose targets answer.
+    func saveServed(_ policies: [AssignedPolicy], answering: Set<EgressSpecification>) throws {
         try write(
             servedPath,
-            .make(("version", .integer(AttachmentRecord.version)), ("policies", AttachmentRecord.json(policies))))
+            .make(
+                ("version", .integer(AttachmentRecord.version)), ("policies", AttachmentRecord.json(policies)),
+                ("answering", AttachmentRecord.json(answering))))
     }
+    func loadAnswering() -> Set<EgressSpecification> { AttachmentRecord.egresses(read(servedPath)?["answering"]) }
     func loadServed() -> [AssignedPolicy] { AttachmentRecord.assignment(read(servedPath)?["policies"]) ?? [] }
 
     /// - Parameter overlayAddress: this node's, as it was last known.
@@ -177,14 +233,15 @@ struct AttachmentStore {
         for name in names(publishedDirectory) { unlink("\(publishedDirectory)/\(name)") }
         unlink(idsPath)
         unlink(adoptedPath)
+        unlink(endedPath)
         unlink(servedPath)
     }
 }
 
 /// An attachment as JSON. What is new in a version is added to it, so that the release before reads it too.
 enum AttachmentRecord {
-    /// 2: `assignment`.
-    static let version: Int64 = 2
+    /// 2: `assignment`. 3: its candidates.
+    static let version: Int64 = 3
 
     static func json(_ policies: [AssignedPolicy]) -> JSON {
         .array(
@@ -193,19 +250,16 @@ enum AttachmentRecord {
                 if case .kept = policy.standing { standing = "kept" }
                 if case .held = policy.standing { standing = "held" }
                 func texts(_ networks: [IPNetwork]) -> JSON { .array(networks.map { .string("\($0)") }) }
-                let egress: JSON =
-                    switch policy.egress {
-                    case .defaultAddress: .make(("kind", .string("default")))
-                    case .address(let address):
-                        .make(("kind", .string("address")), ("value", .string("\(address)")))
-                    case .interface(let name): .make(("kind", .string("interface")), ("value", .string(name)))
-                    case .untranslated: .make(("kind", .string("untranslated")))
-                    }
+                // The release before reads one egress, and the names of the gateways.
                 return .make(
                     ("source", .string(policy.source.rawValue)), ("name", .string(policy.name)),
                     ("destinations", texts(policy.destinations)), ("exclusions", texts(policy.exclusions)),
-                    ("egress", egress), ("gateways", .array(policy.gateways.map { .string($0) })),
-                    ("standing", .string(standing)), ("reason", .string(policy.reason)))
+                    ("egress", json(policy.candidates.first?.egress.address ?? .defaultAddress)),
+                    ("gateways", .array(policy.gateways.map { .string($0) })),
+                    ("candidates", .array(policy.candidates.map(json))), ("spread", .string(policy.spread)),
+                    ("failBack", .bool(policy.takesBack)), ("interval", .integer(Int64(policy.interval))),
+                    ("multiplier", .integer(Int64(policy.multiplier))), ("standing", .string(standing)),
+                    ("reason", .string(policy.reason)))
             })
     }
 
@@ -220,17 +274,7 @@ enum AttachmentRecord {
             func networks(_ key: String) -> [IPNetwork] {
                 (element[key]?.elements ?? []).compactMap { $0.string.flatMap { IPNetwork($0) } }
             }
-            let text = element["egress"]?["value"]?.string ?? ""
-            let egress: EgressPolicy.Egress
-            switch element["egress"]?["kind"]?.string {
-            case "default": egress = .defaultAddress
-            case "address":
-                guard let address = IPAddress(text) else { return nil }
-                egress = .address(address)
-            case "interface": egress = .interface(text)
-            case "untranslated": egress = .untranslated
-            default: return nil
-            }
+            guard let egress = egress(element["egress"]) else { return nil }
             let reason = element["reason"]?.string ?? ""
             let standing: AssignedPolicy.Standing =
                 switch element["standing"]?.string {
@@ -241,10 +285,68 @@ enum AttachmentRecord {
             policies.append(
                 AssignedPolicy(
                     source: source, name: name, destinations: networks("destinations"),
-                    exclusions: networks("exclusions"), egress: egress,
-                    gateways: (element["gateways"]?.elements ?? []).compactMap(\.string), standing: standing))
+                    exclusions: networks("exclusions"),
+                    candidates: element["candidates"]?.elements?.compactMap(candidate)
+                        ?? (element["gateways"]?.elements ?? []).compactMap(\.string).map {
+                            GatewayCandidate(node: $0, egress: .init(egress))
+                        },
+                    spread: element["spread"]?.string ?? "", takesBack: element["failBack"]?.bool ?? false,
+                    interval: Int(clamping: element["interval"]?.integer ?? Int64(HealthChecks().interval)),
+                    multiplier: Int(clamping: element["multiplier"]?.integer ?? Int64(HealthChecks().multiplier)),
+                    standing: standing))
         }
         return policies
+    }
+
+    private static func json(_ egress: EgressPolicy.Egress) -> JSON {
+        switch egress {
+        case .defaultAddress: .make(("kind", .string("default")))
+        case .address(let address): .make(("kind", .string("address")), ("value", .string("\(address)")))
+        case .interface(let name): .make(("kind", .string("interface")), ("value", .string(name)))
+        case .untranslated: .make(("kind", .string("untranslated")))
+        }
+    }
+
+    private static func egress(_ value: JSON?) -> EgressPolicy.Egress? {
+        let text = value?["value"]?.string ?? ""
+        switch value?["kind"]?.string {
+        case "default": return .defaultAddress
+        case "address": return IPAddress(text).map { .address($0) }
+        case "interface": return .interface(text)
+        case "untranslated": return .untranslated
+        default: return nil
+        }
+    }
+
+    private static func json(_ candidate: GatewayCandidate) -> JSON {
+        .make(
+            ("node", .string(candidate.node)), ("egress", json(candidate.egress.address)),
+            ("targets", .array(candidate.egress.targets.map { .string("\($0)") })))
+    }
+
+    private static func candidate(_ value: JSON) -> GatewayCandidate? {
+        guard let node = value["node"]?.string, let address = egress(value["egress"]) else { return nil }
+        let targets = (value["targets"]?.elements ?? []).compactMap { $0.string.flatMap { HealthTarget($0) } }
+        return GatewayCandidate(node: node, egress: .init(address, targets: targets))
+    }
+
+    static func json(_ egresses: Set<EgressSpecification>) -> JSON {
+        .array(
+            egresses.sorted { $0.text < $1.text }.map { egress in
+                .make(
+                    ("egress", json(egress.address)), ("targets", .array(egress.targets.map { .string("\($0)") })))
+            })
+    }
+
+    /// What makes no sense is left out.
+    static func egresses(_ value: JSON?) -> Set<EgressSpecification> {
+        Set(
+            (value?.elements ?? []).compactMap { element in
+                guard let address = egress(element["egress"]) else { return nil }
+                let texts = element["targets"]?.elements?.compactMap(\.string) ?? []
+                let targets = texts.compactMap { HealthTarget($0) }
+                return targets.count == texts.count ? EgressSpecification(address, targets: targets) : nil
+            })
     }
 
     static func json(_ attachment: Attachment) -> JSON {
@@ -256,7 +358,17 @@ enum AttachmentRecord {
             ("network", .string(attachment.network)), ("namespace", .string(attachment.podNamespace)),
             ("name", .string(attachment.podName)), ("uid", .string(attachment.podUID)),
             ("addresses", .array(attachment.addresses.map { .string($0.description) })),
-            ("labels", map(attachment.labels)), ("annotations", map(attachment.annotations)),
+            // The release before knows the service account by the label that Cilium derives from it.
+            (
+                "labels",
+                map(
+                    attachment.serviceAccount.isEmpty
+                        ? attachment.labels
+                        : attachment.labels.merging([DerivedLabels.serviceAccount: attachment.serviceAccount]) { $1 })
+            ), ("serviceAccount", .string(attachment.serviceAccount)),
+            ("grantedAnnotation", attachment.grantedAnnotation.map { .string($0) }),
+            ("formerOwners", attachment.formerOwners.map { .array($0.sorted().map { .string($0) }) }),
+            ("annotations", map(attachment.annotations)), ("annotatedByPod", .bool(attachment.isAnnotatedByPod)),
             ("defaultPolicy", .string(attachment.defaultPolicy)),
             (
                 "podRoutes",
@@ -280,8 +392,14 @@ enum AttachmentRecord {
         var attachment = Attachment(
             containerID: text("containerID"), interfaceName: text("ifname"), network: text("network"),
             podNamespace: text("namespace"), podName: text("name"), podUID: text("uid"), addresses: addresses,
-            labels: map("labels"), annotations: map("annotations"), defaultPolicy: text("defaultPolicy"),
-            hostIndex: Int32(clamping: value["hostIndex"]?.integer ?? 0), hostName: text("hostName"))
+            labels: map("labels").filter { !DerivedLabels.isDerived($0.key) }, annotations: map("annotations"),
+            defaultPolicy: text("defaultPolicy"), hostIndex: Int32(clamping: value["hostIndex"]?.integer ?? 0),
+            hostName: text("hostName"))
+        attachment.serviceAccount =
+            value["serviceAccount"]?.string ?? value["labels"]?[DerivedLabels.serviceAccount]?.string ?? ""
+        attachment.grantedAnnotation = value["grantedAnnotation"]?.string
+        attachment.isAnnotatedByPod = value["annotatedByPod"]?.bool ?? false
+        attachment.formerOwners = (value["formerOwners"]?.elements).map { Set($0.compactMap(\.string)) }
         attachment.assignment = assignment(value["assignment"])
         for member in value["podRoutes"]?.members ?? [] {
             if let network = IPNetwork(member.key), let mtu = member.value.integer {

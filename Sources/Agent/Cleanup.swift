@@ -1,5 +1,7 @@
 import CLinux
+import Firewall
 import Model
+import Netlink
 import Reconcile
 
 /// `culvertd cleanup`: removes exactly what is ours.
@@ -18,5 +20,13 @@ public enum Cleanup {
         }
         store.removeAll()
         return outcome.count
+    }
+
+    /// What a Kilo has left in this network namespace's kernel.
+    ///
+    /// - Throws: what the kernel refuses.
+    /// - Returns: what was removed, line by line.
+    public static func removeKilo() throws -> [String] {
+        try KiloLeftovers(socket: NetlinkSocket(bus: NETLINK_ROUTE)).remove() + KiloChains().remove()
     }
 }

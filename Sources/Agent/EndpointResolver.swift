@@ -1,22 +1,73 @@
 import CLinux
 import Model
+import Netlink
+import Synchronization
 
-/// Addresses of the DNS names that endpoints are given by, from the system's resolver.
-enum EndpointResolver {
-    /// One address of each name that has any: the first IPv4 address, else the first.
-    static func addresses(of names: Set<String>) async -> [String: IPAddress] {
-        await withCheckedContinuation { continuation in
-            do {
-                try BlockingThread.start("names of endpoints") {
-                    var found: [String: IPAddress] = [:]
-                    for name in names { found[name] = address(of: name) }
-                    continuation.resume(returning: found)
-                }
-            } catch { continuation.resume(returning: [:]) }
+/// Addresses of the DNS names that endpoints are given by, from the system's resolver. A name whose server does not answer
+/// holds up no other name, and nobody who does something else.
+final class EndpointResolver: Sendable {
+    /// How many names are asked for at the same time, each by a thread: a server that does not answer keeps one for half a
+    /// minute.
+    static let most = 8
+
+    fileprivate struct State {
+        var waiting: [String] = []
+        var asked: Set<String> = []
+        var answers: [String: IPAddress] = [:]
+    }
+    private let state = Mutex(State())
+    private let resolve: @Sendable (String) -> IPAddress?
+    /// Says that `takeAnswers` has some.
+    let signals: AsyncStream<Void>
+    private let signal: AsyncStream<Void>.Continuation
+
+    /// - Parameter resolve: asks for one name, and blocks; nil: there is no address.
+    init(resolve: @escaping @Sendable (String) -> IPAddress? = EndpointResolver.address) {
+        self.resolve = resolve
+        (signals, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+    }
+
+    /// Begins to ask for names, and waits for nothing. One that is being asked for is not asked for once more.
+    func ask(_ names: Set<String>) {
+        let threads = state.withLock { state in
+            let new = names.subtracting(state.asked).subtracting(state.waiting)
+            state.waiting += new.sorted()
+            let count = min(EndpointResolver.most - state.asked.count, state.waiting.count)
+            return (0..<max(0, count)).compactMap { _ in state.next() }
+        }
+        for name in threads { begin(name) }
+    }
+
+    /// One address of each name that was answered since: the first IPv4 address, else the first.
+    func takeAnswers() -> [String: IPAddress] {
+        state.withLock { state in
+            defer { state.answers = [:] }
+            return state.answers
         }
     }
 
-    private static func address(of name: String) -> IPAddress? {
+    private func begin(_ name: String) {
+        do {
+            try BlockingThread.start("names of endpoints") { [self] in
+                var next: String? = name
+                while let name = next {
+                    let address = resolve(name)
+                    next = state.withLock { state in
+                        state.asked.remove(name)
+                        state.answers[name] = address ?? state.answers[name]
+                        return state.next()
+                    }
+                    if address != nil { signal.yield() }
+                }
+            }
+        } catch {
+            // The system gives no thread: the name is asked for again in the next round.
+            state.withLock { _ = $0.asked.remove(name) }
+        }
+    }
+
+    /// Asks the system's resolver.
+    @Sendable private static func address(of name: String) -> IPAddress? {
         var hints = addrinfo()
         hints.ai_socktype = Int32(SOCK_DGRAM.rawValue)
         var list: UnsafeMutablePointer<addrinfo>?
@@ -39,5 +90,15 @@ enum EndpointResolver {
             entry = info.ai_next
         }
         return first
+    }
+}
+
+extension EndpointResolver.State {
+    /// The name that a thread is to ask for now.
+    fileprivate mutating func next() -> String? {
+        if waiting.isEmpty { return nil }
+        let name = waiting.removeFirst()
+        asked.insert(name)
+        return name
     }
 }

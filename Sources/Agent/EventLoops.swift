@@ -12,6 +12,8 @@ public struct EventLoops: Sendable {
     private let agent: NodeAgent
     private let changes: KernelChanges
     private let deletions: AsyncStream<Int32>
+    /// The plugin has left records of DELs.
+    private let records: AsyncStream<Void>
 
     /// Begins to listen, so that nothing that happens from now on is missed. Nobody is told yet.
     ///
@@ -22,22 +24,56 @@ public struct EventLoops: Sendable {
         let (deletions, deletionSignal) = AsyncStream.makeStream(of: Int32.self)
         let host = try HostEventLoop(ports: ports.route, changes: changes, deletions: deletionSignal, logger: logger)
         try BlockingThread.start("kernel notifications") { host.run() }
-        let firewall = try FirewallEventLoop(port: ports.firewall, changes: changes, logger: logger)
+        let firewall = try FirewallEventLoop(ports: ports.firewall, changes: changes, logger: logger)
         try BlockingThread.start("nftables notifications") { firewall.run() }
+        let (records, recordSignal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        let directory = agent.deletedDirectory
+        try BlockingThread.start("DELs on record") { watch(directory) { _ = recordSignal.yield() } }
         if let files = agent.source.files {
             try BlockingThread.start("the inventory directory") { files.watch() }
         }
-        return EventLoops(agent: agent, changes: changes, deletions: deletions)
+        try agent.failOver.start()
+        try agent.echoes.start()
+        try agent.targets.start()
+        return EventLoops(agent: agent, changes: changes, deletions: deletions, records: records)
+    }
+
+    /// Says when something in a directory may have changed, for as long as the process lives.
+    private static func watch(_ directory: String, _ changed: () -> Void) {
+        while true {
+            guard let watch = DirectoryWatch(directory) else {
+                sleep(1)
+                continue
+            }
+            changed()
+            while watch.wait(milliseconds: -1) != .ended { changed() }
+            sleep(1)
+        }
     }
 
     /// Tells the agent what has happened since `listen`, and from now on, for as long as the process lives. To be called
     /// when the agent has loaded what was.
     public func serve() async {
         let agent = agent
-        if agent.configuration.mesh.enabled { Task { await EventLoops.watchMesh(agent: agent) } }
+        if agent.configuration.mesh.enabled {
+            Task { await EventLoops.watchMesh(agent: agent) }
+            Task { await EventLoops.checkIn(agent: agent) }
+            let resolver = EndpointResolver()
+            Task { await EventLoops.askForNames(resolver, agent: agent) }
+            Task { await EventLoops.takeAddresses(resolver, agent: agent) }
+        }
         Task { for await _ in agent.source.changes { await agent.inventoryChanged() } }
-        Task { for await policies in agent.reports { await agent.source.report(policies) } }
-        Task { for await annotations in agent.publications { await agent.source.publish(annotations: annotations) } }
+        Task { for await policies in agent.reports { await agent.publisher.report(policies) } }
+        Task { for await annotations in agent.publications { await agent.publisher.publish(annotations: annotations) } }
+        Task { for await reports in agent.failOver.reports { await agent.failedOver(reports) } }
+        Task {
+            for await _ in agent.failOver.news {
+                // Gateways that flap are told of once a second.
+                try? await Task.sleep(for: .seconds(1))
+                await agent.healthChanged()
+            }
+        }
+        Task { for await verdicts in agent.targets.changes { await agent.targetsChanged(verdicts) } }
         let changes = changes
         Task { await EventLoops.repair(changes, agent) }
         let deletions = deletions
@@ -46,10 +82,13 @@ public struct EventLoops: Sendable {
                 if index == 0 { await agent.lookAtEverything() } else { await agent.linksDeleted([index]) }
             }
         }
+        let records = records
+        Task { for await _ in records { await agent.drainDeletions() } }
         Task {
+            try? await Task.sleep(for: .seconds(1))
             while true {
-                try? await Task.sleep(for: .seconds(30))
                 await agent.lookAtHost()
+                try? await Task.sleep(for: .seconds(30))
             }
         }
     }
@@ -71,19 +110,38 @@ public struct EventLoops: Sendable {
         }
     }
 
-    /// Looks at WireGuard every ten seconds, checks in with Kilo every thirty, and asks for the addresses of endpoints' names
-    /// every minute.
+    /// Asks for the addresses of endpoints' names every minute.
+    private static func askForNames(_ resolver: EndpointResolver, agent: NodeAgent) async {
+        while true {
+            resolver.ask(await agent.endpointNames)
+            try? await Task.sleep(for: .seconds(60))
+        }
+    }
+
+    /// Hands answers on, those together that come shortly after each other.
+    private static func takeAddresses(_ resolver: EndpointResolver, agent: NodeAgent) async {
+        for await _ in resolver.signals {
+            await agent.namesResolved(resolver.takeAnswers())
+            try? await Task.sleep(for: .milliseconds(200))
+        }
+    }
+
+    /// Looks at WireGuard every ten seconds, and who is in the mesh every five.
     private static func watchMesh(agent: NodeAgent) async {
         var round = 0
         while true {
-            if round % 6 == 0 {
-                let names = await agent.endpointNames
-                if !names.isEmpty { await agent.namesResolved(await EndpointResolver.addresses(of: names)) }
-            }
-            if round % 3 == 0 { await agent.checkInWithKilo() }
-            await agent.lookAtWireGuard()
+            await agent.lookWhoIsSilent()
+            if round % 2 == 0 { await agent.lookAtWireGuard() }
             round += 1
-            try? await Task.sleep(for: .seconds(10))
+            try? await Task.sleep(for: .seconds(5))
+        }
+    }
+
+    /// Checks in with Kilo's nodes every thirty seconds, whatever the rest is busy with.
+    private static func checkIn(agent: NodeAgent) async {
+        while true {
+            await agent.checkInWithKilo()
+            try? await Task.sleep(for: .seconds(30))
         }
     }
 
@@ -95,9 +153,9 @@ public struct EventLoops: Sendable {
         let deletions: AsyncStream<Int32>.Continuation
         let logger: Logger
         init(
-            ports: UInt32, changes: KernelChanges, deletions: AsyncStream<Int32>.Continuation, logger: Logger
+            ports: Set<UInt32>, changes: KernelChanges, deletions: AsyncStream<Int32>.Continuation, logger: Logger
         ) throws {
-            events = try HostEvents(ownPorts: [ports])
+            events = try HostEvents(ownPorts: ports)
             self.changes = changes
             self.deletions = deletions
             self.logger = logger
@@ -131,8 +189,8 @@ public struct EventLoops: Sendable {
         let events: FirewallEvents
         let changes: KernelChanges
         let logger: Logger
-        init(port: UInt32, changes: KernelChanges, logger: Logger) throws {
-            events = try FirewallEvents(ownPort: port)
+        init(ports: Set<UInt32>, changes: KernelChanges, logger: Logger) throws {
+            events = try FirewallEvents(ownPorts: ports)
             self.changes = changes
             self.logger = logger
         }

@@ -1,4 +1,5 @@
 import Dispatch
+import Netlink
 import Synchronization
 
 /// A thread of its own that carries out an actor's work, one piece at a time: what waits for the kernel or for a disk does

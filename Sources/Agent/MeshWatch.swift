@@ -28,7 +28,11 @@ extension NodeAgent {
     public var topology: MeshTopology {
         MeshTopology(
             configuration: settings.configuration.mesh,
-            nodes: MeshPlan.partakers(MeshPlan.withOwnFacts(inventory, facts: facts), facts: facts),
+            nodes: MeshPlan.partakers(
+                MeshPlan.withOwnFacts(
+                    inventory, facts: facts,
+                    kiloMesh: settings.configuration.mesh.kiloInterop
+                        ? settings.configuration.mesh : nil), facts: facts),
             peers: inventory.peers)
     }
 
@@ -38,30 +42,36 @@ extension NodeAgent {
         return try reconciler.wireGuardDevice(device.name)
     }
 
-    /// What Kilo's nodes do every 30 seconds: says that this node is there, and looks who has not said so lately.
+    /// What Kilo's nodes do every 30 seconds: says that this node is there.
     public func checkInWithKilo() async {
         guard settings.configuration.mesh.kiloInterop else { return }
-        // A newer last-seen alone is no news of the inventory; whatever else has changed is.
+        lastSeen = Int64(time(nil))
+        publishNode()
+    }
+
+    /// Looks who has not said for a minute that he is there. A newer `last-seen` alone is no news of the inventory, and is no
+    /// reason to plan anew; that somebody is gone, or back, is one.
+    public func lookWhoIsSilent() async {
+        guard settings.configuration.mesh.kiloInterop, settings.keys != nil else { return }
         let new = await source.inventory()
-        if new != inventory || !new.unknown.isEmpty {
-            take(new, reason: "checking in with Kilo")
+        if new.revision.number != inventory.revision.number || !new.unknown.isEmpty {
+            take(new, reason: "looking who is in the mesh")
         } else {
             inventory = new
         }
-        lastSeen = Int64(time(nil))
-        let before = facts.leftOutOfMesh
-        try? refreshFacts()
-        guard facts.leftOutOfMesh != before else { return }
+        let silent = silentForKilo
+        guard silent != facts.leftOutOfMesh else { return }
         logger.notice(
             "Kilo would leave these nodes out of the mesh",
-            metadata: ["nodes": "\(facts.leftOutOfMesh.sorted().joined(separator: " "))"])
-        converge("nodes of Kilo came or went")
+            metadata: ["nodes": "\(silent.sorted().joined(separator: " "))"])
+        try? refreshFacts()
+        converge("nodes of the mesh came or went")
     }
 
     /// Looks at WireGuard: where peers with a keepalive are, which others behind a NAT need to know; and whether a
     /// peer that is silent has another endpoint by now.
     public func lookAtWireGuard() {
-        if !meshProblem.isEmpty {
+        if !meshProblem.isEmpty || kiloHere != .absent {
             try? refreshFacts()
             converge("WireGuard was not as planned", looking: .all)
             if !meshProblem.isEmpty { return }

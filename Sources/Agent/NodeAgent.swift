@@ -1,7 +1,9 @@
 import CLinux
 import Firewall
 import Foundation
+import HelperProtocol
 import Inventory
+import Liveness
 import Logging
 import Model
 import Netlink
@@ -32,10 +34,17 @@ public actor NodeAgent {
     nonisolated let settings: Settings
     nonisolated let logger: Logger
     public nonisolated let source: any InventorySource
+    public nonisolated let publisher: any NodePublisher
     private nonisolated let thread: KernelThread
     public nonisolated var unownedExecutor: UnownedSerialExecutor { thread.asUnownedSerialExecutor() }
     let store: AttachmentStore
     let reconciler: Reconciler
+    public nonisolated let failOver: FailOver
+    public nonisolated let echoes: EchoMonitor
+    nonisolated let targets: TargetChecks
+    nonisolated let connections: ConnectionFlush
+    private nonisolated let foreignChains: ForeignChainsWatch
+    private var forwardDrops: [ForwardDrop] = []
 
     // MARK: what is known
 
@@ -51,13 +60,23 @@ public actor NodeAgent {
     /// Those that the last plan was made of.
     private var plannedFacts: LocalFacts?
     var attachments: [String: Attachment] = [:]
-    /// What an attachment was before its last ADD, for an ADD whose answer nobody takes.
-    var replaced: [String: Attachment] = [:]
-    /// What pods have that never had an ADD, by the attachment's ID.
-    private var adopted: [String: [AssignedPolicy]] = [:]
-    /// Pods whose attachment has ended and whose object is still there, by UID, with the addresses that they had: they are not
-    /// adopted by those. (A new sandbox of the same pod has other ones.)
-    var endedPods: [String: Set<IPAddress>] = [:]
+    var servedADDs = ServedADDs()
+    /// What pods have that never had an ADD.
+    private var adopted = AttachmentStore.Adopted()
+    /// Attachments whose address is another pod's by now, by ID, with the pod.
+    private var outlived: [String: Pod] = [:]
+    /// Pods whose attachment has ended.
+    var endedPods = EndedPods()
+
+    /// Addresses of pods that are gone and whose connections are being forgotten.
+    var forgetting: [IPAddress: Task<Void, Never>] = [:]
+    /// What connections through this gateway may be translated to, as connection tracking was last told.
+    private var toldTranslations: [UInt16: IPAddress]?
+
+    /// What this node as a gateway can reach and what it cannot.
+    private var unreachable = TargetVerdicts(answering: [])
+    /// Where the kernel's groups of next hops pointed when this helper started, by slot.
+    private var waysAtStart: [String: String] = [:]
 
     // MARK: what is wanted, and what came of it
 
@@ -65,6 +84,7 @@ public actor NodeAgent {
     private var savedIDs = AssignedIDs()
     private var savedOverlay: IPAddress?
     private var savedServed: [AssignedPolicy] = []
+    private var savedAnswering: Set<EgressSpecification> = []
     private var memory = PlannerMemory()
     /// What the kernel refused, or why it could not be looked at; empty when it is as planned.
     private(set) var failures: [ApplyOutcome.Failure] = []
@@ -78,6 +98,8 @@ public actor NodeAgent {
     private static let longestRetry = Duration.seconds(30)
     /// How many objects were put back that somebody else had changed, since the start, by kind.
     private var repairs: [KernelPart: Int] = [:]
+    /// The last changes of gateways, the newest first.
+    private var lastMoves: [NodeSnapshot.Move] = []
     /// Why something could not be kept on disk; empty where all could.
     private var storeProblem = ""
 
@@ -89,10 +111,29 @@ public actor NodeAgent {
     let report: AsyncStream<[PolicyReport]>.Continuation
     var lastReports: [PolicyReport] = []
     var gatewaysInUse: Set<String> = []
+    var gatewaysInDoubt: Set<String> = []
+    /// The interval of echoes that this node asks for as a gateway, milliseconds; nil: none.
+    var askedEchoInterval: Int?
     private var lastProblems: Set<InventoryProblem> = []
 
     // MARK: the mesh
 
+    /// Judges whether a Kilo runs here too.
+    private var kilo = KiloOnThisNode(start: Int64(time(nil)))
+    /// What it came to last.
+    private(set) var kiloHere = KiloOnThisNode.Verdict.absent
+    /// The mesh of this node is Culvert's: it was before this helper started, or Kilo has left it to Culvert since.
+    private var hasMesh = false
+    /// What Kilo may have left was looked at, since it was last there.
+    private var hasTakenOver = false
+    /// What Kilo has left is in the way, and nothing says that it has ended.
+    private var isKiloInTheWay = false
+    /// Another's key stays published in place of ours.
+    private(set) var keyIsHeldBack = false
+    /// The kernel was made equal to a plan since the start: until then what an earlier run has published stays.
+    private(set) var hasConverged = false
+    /// What was published last.
+    var lastPublished: PublishedNode?
     var resolvedNames: [String: IPAddress] = [:]
     /// When this node last checked in with Kilo's nodes, seconds since 1970.
     var lastSeen: Int64 = 0
@@ -100,9 +141,12 @@ public actor NodeAgent {
     var discoveredEndpoints: [WireGuardKey: SocketAddress] = [:]
 
     /// - Throws: where a netlink socket or the run directory cannot be had, or another helper has it.
-    public init(settings: Settings, source: any InventorySource, logger: Logger) throws {
+    public init(
+        settings: Settings, source: any InventorySource, publisher: any NodePublisher, logger: Logger
+    ) throws {
         self.settings = settings
         self.source = source
+        self.publisher = publisher
         self.logger = logger
         thread = try KernelThread("the kernel")
         store = AttachmentStore(runDirectory: settings.runDirectory)
@@ -110,15 +154,27 @@ public actor NodeAgent {
         try store.lock()
         reconciler = try Reconciler(
             privateKey: settings.keys?.privateKey, publicKey: { WireGuardKeyFile.publicKey(of: $0) })
+        failOver = try FailOver()
+        echoes = try EchoMonitor(failOver: failOver)
+        targets = try TargetChecks()
+        let background = try KernelThread("long lists")
+        connections = try ConnectionFlush(on: background, logger: logger)
+        foreignChains = ForeignChainsWatch(on: background)
+        let failOver = failOver
+        reconciler.groups = { hops, send in failOver.set(hops, send) }
         (publications, publication) = AsyncStream.makeStream(
             of: [String: String].self, bufferingPolicy: .bufferingNewest(1))
         (reports, report) = AsyncStream.makeStream(of: [PolicyReport].self, bufferingPolicy: .bufferingNewest(1))
         facts = LocalFacts(nodeName: settings.nodeName)
     }
 
+    nonisolated var deletedDirectory: String { "\(settings.runDirectory)/deleted" }
     public nonisolated var nodeName: String { settings.nodeName }
     public nonisolated var configuration: Configuration { settings.configuration }
-    public var eventPorts: (route: UInt32, firewall: UInt32) { (reconciler.routePort, reconciler.firewallPort) }
+    /// Of sockets whose notifications are our own changes.
+    public var eventPorts: (route: Set<UInt32>, firewall: Set<UInt32>) {
+        ([reconciler.routePort, failOver.port], [reconciler.firewallPort, connections.firewallPort])
+    }
 
     // MARK: start
 
@@ -132,16 +188,22 @@ public actor NodeAgent {
         plan.ids.retired.tunnels.subtract(plan.ids.tunnels.values)
         plan.ids.retired.tables.subtract(plan.ids.tables.values)
         plan.ids.retired.nextHops.subtract(plan.ids.nextHops.values)
+        waysAtStart = try waysInKernel()
         savedOverlay = store.loadOverlayAddress()
         facts.lastOverlayAddress = try savedOverlay ?? reconciler.tunnelAddress()
         let deletions = try loadAttachments()
         adopted = store.loadAdopted()
         plan.served = store.loadServed()
         savedServed = plan.served
+        savedAnswering = store.loadAnswering()
+        unreachable = TargetVerdicts(answering: savedAnswering)
+        targets.begin(unreachable)
         isStarted = true
         let first = await source.inventory()
         // What an earlier run has told others stays told until WireGuard was looked at: they use it.
         discoveredEndpoints = first.nodes[settings.nodeName]?.mesh.discoveredEndpoints ?? [:]
+        hasMesh = try reconciler.hasMeshRoutes()
+        askedEchoInterval = first.nodes[settings.nodeName]?.annotations[EchoPace.annotation].flatMap { Int($0) }
         try refreshFacts()
         take(first, reason: "start")
         if !isInformed {
@@ -150,6 +212,17 @@ public actor NodeAgent {
                 metadata: ["why": "\(unknown.joined(separator: "; "))"])
         }
         for id in deletions { store.forgetDeletion(id) }
+    }
+
+    /// Which way each slot has in the kernel, for those that an earlier run has made.
+    private func waysInKernel() throws -> [String: String] {
+        let members = try reconciler.groupMembers()
+        let keys = Dictionary(plan.ids.nextHops.map { ($0.value, $0.key) }, uniquingKeysWith: { first, _ in first })
+        var ways: [String: String] = [:]
+        for (key, id) in plan.ids.nextHops {
+            if let slot = Planner.slot(ofGroup: key), let way = members[id].flatMap({ keys[$0] }) { ways[slot] = way }
+        }
+        return ways
     }
 
     /// - Returns: the records of DELs that were served.
@@ -162,6 +235,7 @@ public actor NodeAgent {
         let links = Dictionary(
             try reconciler.socket.links().map { ($0.index, $0.name) }, uniquingKeysWith: { a, _ in a })
         var gone: Set<IPAddress> = []
+        endedPods = store.loadEnded()
         for attachment in found {
             if attachment.hostIndex != 0, links[attachment.hostIndex] != attachment.hostName {
                 logger.info("its link is gone: attachment ended", metadata: ["attachment": "\(attachment.id)"])
@@ -181,7 +255,9 @@ public actor NodeAgent {
                 gone.formUnion(attachment.addresses.map(\.address))
             }
         }
-        try? reconciler.deletePodRules(of: gone.subtracting(attachments.values.flatMap { $0.addresses.map(\.address) }))
+        gone.subtract(attachments.values.flatMap { $0.addresses.map(\.address) })
+        try? reconciler.deletePodRules(of: gone)
+        forgetConnections(of: gone)
         return deletions
     }
 
@@ -196,27 +272,136 @@ public actor NodeAgent {
             before: facts.wireGuard)
         facts.lastOverlayAddress = facts.overlayAddress ?? lastOverlay
         if settings.configuration.mesh.kiloInterop {
-            facts.leftOutOfMesh = MeshTopology.notReadyForKilo(inventory.nodes).subtracting([settings.nodeName])
+            facts.leftOutOfMesh = silentForKilo
         }
+        lookForKiloHere()
+        facts.isMeshLeftToKilo = !hasMesh && kiloHere != .absent
+        facts.forwardDrops = forwardDrops
         facts.publicKey = settings.keys?.publicKey
         facts.resolvedNames = resolvedNames
         publishNode()
     }
 
+    /// Nodes that Kilo would leave out of the mesh at this moment.
+    var silentForKilo: Set<String> {
+        MeshTopology.notReadyForKilo(inventory.nodes, clock: Int64(time(nil))).subtracting([settings.nodeName])
+    }
+
+    /// Why the mesh of this node is not Culvert's alone; empty where it is.
+    var kiloProblem: String {
+        let remedy = "keep Kilo off this node (stop its pod, or set the nodeSelector of its DaemonSet)"
+        let consequence =
+            hasMesh
+            ? "nothing of the mesh is published from here"
+            : "the mesh of this node is left to Kilo"
+        switch kiloHere {
+        case .absent:
+            return isKiloInTheWay
+                ? "the device \(KiloLeftovers.device) of Kilo is up, and may have the UDP port and the routes that this node needs: "
+                    + "if Kilo does not run here any more, run culvertd cleanup --kilo" : ""
+        case .undecided(let age):
+            return
+                "Kilo was here \(age) s ago: \(consequence) until it has been silent for \(KiloOnThisNode.patience) s"
+        case .running:
+            return "Kilo runs on this node too, and writes another key into the Node: \(consequence) until it has been "
+                + "silent for \(KiloOnThisNode.lifetime) s; \(remedy)"
+        }
+    }
+
+    /// Looks whether a Kilo is on this node, and takes over what one has left that is not there any more.
+    private func lookForKiloHere() {
+        guard let keys = settings.keys, isInformed else { return }
+        let told = inventory.nodes[settings.nodeName]?.mesh
+        let verdict = kilo.judge(
+            key: told?.key, lastSeen: told?.lastSeen.seconds, own: keys.publicKey,
+            written: lastPublished?.annotations["kilo.squat.ai/last-seen"].flatMap { Int64($0) },
+            now: Int64(time(nil)))
+        let isNews = verdict == .running && kiloHere != .running
+        kiloHere = verdict
+        if isNews {
+            logger.error("two programs publish one node", metadata: ["error": "\(kiloProblem)"])
+            let (publisher, name, problem) = (publisher, settings.nodeName, kiloProblem)
+            Task { await publisher.record(ObjectEvent(.node(name: name), reason: "KiloRunsToo", message: problem)) }
+        }
+        guard verdict == .absent else {
+            hasTakenOver = false
+            return
+        }
+        guard !hasTakenOver else { return }
+        hasMesh = true
+        let leftovers = KiloLeftovers(socket: reconciler.socket)
+        do {
+            guard settings.configuration.mesh.kiloInterop else {
+                // Of a cluster that is not told to have Kilo's nodes, nobody knows whether Kilo has ended.
+                isKiloInTheWay = try leftovers.isUp()
+                hasTakenOver = !isKiloInTheWay
+                return
+            }
+            let done = try leftovers.takeOver()
+            hasTakenOver = true
+            isKiloInTheWay = false
+            if !done.isEmpty {
+                logger.notice("took over from Kilo", metadata: ["done": "\(done.joined(separator: "; "))"])
+            }
+        } catch {
+            if !isKiloInTheWay {
+                logger.error("what Kilo has left cannot be taken over", metadata: ["error": "\(error)"])
+            }
+            isKiloInTheWay = true
+        }
+    }
+
     func replan() {
-        let attached = Array(attachments.values)
+        findOutlived()
+        let attached = attachments.values.filter { outlived[$0.id] == nil }
         let others = Planner.adoptedAttachments(
-            inventory: inventory, nodeName: settings.nodeName, attached: attached, ended: endedPods
+            inventory: inventory, nodeName: settings.nodeName, attached: attached, ended: endedPods.addresses,
+            defaultPolicy: settings.configuration.defaultPolicy ?? adopted.defaultPolicy
         ).map { attachment in
             var attachment = attachment
-            attachment.assignment = adopted[attachment.id]
+            attachment.assignment = adopted.assignments[attachment.id]
+            attachment.grantedAnnotation = adopted.granted.map { $0[attachment.id] ?? "" }
             return attachment
         }
         plannedFacts = facts
+        var previous = failOver.previous
+        previous.ways = waysAtStart
         plan = Planner.plan(
             configuration: settings.configuration, localFacts: facts, inventory: inventory,
-            attachments: attached + others, previousIDs: plan.ids, previouslyServed: plan.served, memory: &memory)
+            attachments: attached + others, gatewayHealth: failOver.health, previous: previous, previousIDs: plan.ids,
+            previouslyServed: plan.served, unreachable: unreachable, memory: &memory)
+        for (id, pod) in outlived.sorted(by: { $0.key < $1.key }) {
+            plan.warnings.append(
+                "the attachment of \(attachments[id]?.displayName ?? id) has no routing: its address is \(pod.namespace)/\(pod.name)'s by now, which got it without an ADD"
+            )
+        }
         tellOthers()
+    }
+
+    private func findOutlived() {
+        let before = outlived
+        outlived = Planner.outlivedAttachments(
+            Array(attachments.values), inventory: inventory, nodeName: settings.nodeName, ended: endedPods.addresses)
+        for (id, pod) in outlived where before[id]?.uid != pod.uid {
+            logger.notice(
+                "its address is another pod's by now, which got it without an ADD: no routing for the attachment",
+                metadata: ["attachment": "\(id)", "pod": "\(pod.namespace)/\(pod.name)"])
+        }
+    }
+
+    /// An ADD has told the network's `defaultPolicy`, which is that of adopted pods too. A name that no policy has cuts
+    /// nobody off who was there before.
+    func learnDefaultPolicy(_ name: String) {
+        guard name != adopted.defaultPolicy else { return }
+        guard name.isEmpty || plan.policies.contains(where: { $0.name == name }) else {
+            return logger.warning(
+                "defaultPolicy names no policy: adopted pods do not get it", metadata: ["policy": "\(name)"])
+        }
+        adopted.defaultPolicy = name
+        keep("the defaultPolicy of adopted pods") { try store.saveAdopted(adopted) }
+        guard settings.configuration.defaultPolicy == nil else { return }
+        // Not while the ADD is waited for.
+        Task { [weak self] in await self?.converge("adopted pods have another defaultPolicy") }
     }
 
     /// Plans anew and makes the kernel equal to it, as far as it lets us. What it refuses is tried again, with back-off.
@@ -235,6 +420,7 @@ public actor NodeAgent {
         if !isPlanned { replan() }
         // First on disk, then in the kernel: after a crash the numbers must be those that the kernel has.
         saveIDs()
+        var isBehind = failOver.prepare(plan.liveness)
         var outcome: ApplyOutcome
         do {
             outcome = try reconciler.apply(plan.host, looking: looking)
@@ -243,25 +429,46 @@ public actor NodeAgent {
                 meshDeviceProblem = outcome.meshDeviceProblem
                 facts.wireGuard = .none
                 replan()
+                isBehind = failOver.prepare(plan.liveness)
                 outcome = try reconciler.apply(plan.host, looking: .all)
             } else if outcome.meshDeviceProblem.isEmpty, facts.wireGuard != .none {
                 meshDeviceProblem = ""
             }
         } catch {
             reconciler.invalidate()
+            failOver.retry()
             settle([.init(operation: "looking at the kernel", message: "\(error)")], reason: reason)
             throw error
         }
         settle(outcome.failures, reason: reason)
+        failOver.retry()
         if outcome.isComplete {
             // What nobody wants any more is gone from the kernel: its numbers are free.
             plan.ids.retired = .init()
+            failOver.settle(plan.liveness)
+            waysAtStart = [:]
+            forgetOldTranslations()
+        } else if let used = try? reconciler.numbersInUse() {
+            // The same of what is gone although something else is refused, perhaps for good.
+            plan.ids.retired.formIntersection(used)
+            failOver.settle(plan.liveness, inKernel: used.nextHops)
         }
+        if isBehind { Task { converge("a gateway was lost while this was planned") } }
+        echoes.follow(plan.liveness)
+        targets.follow(plan.liveness.targetChecks, known: plan.liveness.checkedEgresses)
         if outcome.count > 0 {
             logger.debug("kernel changed", metadata: ["changes": "\(outcome.count)", "reason": "\(reason)"])
         }
         remember()
-        let problem = meshDeviceProblem.isEmpty ? reconciler.wireGuardProblem : meshDeviceProblem
+        let wireGuardProblem = meshDeviceProblem.isEmpty ? reconciler.wireGuardProblem : meshDeviceProblem
+        // Whoever goes by the key that stands is served by whoever has it. Ours is worth nothing before WireGuard has it.
+        let standing = inventory.nodes[settings.nodeName]?.mesh.key
+        keyIsHeldBack =
+            standing != nil && standing != settings.keys?.publicKey
+            && (!wireGuardProblem.isEmpty || facts.wireGuard == .none)
+        hasConverged = true
+        publishNode()
+        let problem = [kiloProblem, wireGuardProblem].filter { !$0.isEmpty }.joined(separator: "; ")
         if problem != meshProblem {
             meshProblem = problem
             if !meshProblem.isEmpty {
@@ -321,20 +528,28 @@ public actor NodeAgent {
 
     /// Keeps with each attachment what it got, for the day when it cannot be worked out.
     private func remember() {
-        var others: [String: [AssignedPolicy]] = [:]
+        var others = AttachmentStore.Adopted(defaultPolicy: adopted.defaultPolicy)
         for entry in plan.attachments {
             if entry.attachment.adopted {
-                others[entry.attachment.id] = entry.assigned
-            } else if var attachment = attachments[entry.attachment.id], attachment.assignment != entry.assigned {
+                others.assignments[entry.attachment.id] = entry.assigned
+                if !entry.grantedAnnotation.isEmpty {
+                    others.granted?[entry.attachment.id] = entry.grantedAnnotation
+                }
+            } else if var attachment = attachments[entry.attachment.id],
+                attachment.assignment != entry.assigned || attachment.grantedAnnotation != entry.grantedAnnotation
+            {
                 attachment.assignment = entry.assigned
+                attachment.grantedAnnotation = entry.grantedAnnotation
                 attachments[attachment.id] = attachment
                 // An ADD that is under way writes its own.
                 if store.has(attachment.id) { keep("attachment \(attachment.id)") { try store.save(attachment) } }
             }
         }
-        if plan.served != savedServed {
-            savedServed = plan.served
-            keep("the policies that this node serves") { try store.saveServed(plan.served) }
+        // A restart is no fault: what answers now is served from the first moment on. Of others nobody knows.
+        let answering = (unreachable.answering ?? []).intersection(plan.liveness.checkedEgresses)
+        if plan.served != savedServed || answering != savedAnswering {
+            (savedServed, savedAnswering) = (plan.served, answering)
+            keep("the policies that this node serves") { try store.saveServed(plan.served, answering: answering) }
         }
         if others != adopted {
             adopted = others
@@ -381,7 +596,7 @@ public actor NodeAgent {
         let own = inventory.nodes[settings.nodeName]
         inventory = new
         isInformed = true
-        endedPods = endedPods.filter { uid, _ in new.pods.contains { $0.hasUID(uid) } }
+        if endedPods.forgetOld(pods: new.pods, now: Date()) { saveEndedPods() }
         takeOverPods()
         // Of the inventory, facts depend on the own node (and with Kilo's nodes on who of them is there).
         if isFirst || own != new.nodes[settings.nodeName] || settings.configuration.mesh.kiloInterop {
@@ -428,7 +643,12 @@ public actor NodeAgent {
     }
 
     /// Looks at what no notification tells of: settings of the host, and routes that went with somebody's device.
-    public func lookAtHost() { kernelChanged([.links, .rules], facts: true) }
+    public func lookAtHost() async {
+        if let drops = await foreignChains.read() { forwardDrops = drops }
+        drainDeletions()
+        kernelChanged([.links, .rules], facts: true)
+        if isInformed { lookAtGateways() }
+    }
 
     /// Links disappeared: their attachments are over, whether a DEL comes or not.
     public func linksDeleted(_ indexes: Set<Int32>) {
@@ -442,6 +662,22 @@ public actor NodeAgent {
         convergeAfterEnd(ended)
     }
 
+    /// Serves DELs of which the plugin could only leave a record, because this helper did not answer it in time.
+    ///
+    /// - Parameter id: of this attachment only; nil: of all.
+    public func drainDeletions(of id: String? = nil) {
+        guard isStarted else { return }
+        let records = store.deletions().filter { id == nil || $0 == id }
+        let ended = records.compactMap { attachments[$0] }
+        for attachment in ended {
+            logger.notice(
+                "deleted while the helper did not answer", metadata: ["attachment": "\(attachment.id)"])
+            end(attachment.id)
+        }
+        if !ended.isEmpty { convergeAfterEnd(ended) }
+        for record in records { store.forgetDeletion(record) }
+    }
+
     /// Events were lost: compares every attachment with the links that are there.
     public func lookAtEverything() {
         guard isStarted else { return }
@@ -452,25 +688,31 @@ public actor NodeAgent {
         kernelChanged(.all, facts: true)
     }
 
-    private func forgetPod(of attachment: Attachment) {
+    func forgetPod(of attachment: Attachment) {
         guard !attachment.podUID.isEmpty else { return }
-        endedPods[attachment.podUID, default: []].formUnion(attachment.addresses.map(\.address))
+        endedPods.note(attachment.podUID, attachment.addresses.map(\.address), now: Date())
+        saveEndedPods()
     }
+
+    func saveEndedPods() { keep("pods whose attachment has ended") { try store.saveEnded(endedPods) } }
 
     /// Keeps with each attachment what its Pod says now: should the object be gone before the pod is (`kubectl delete --force`),
     /// the pod is judged by that.
     private func takeOverPods() {
         var byName: [String: [String]] = [:]
-        for attachment in attachments.values where !attachment.podUID.isEmpty {
+        for attachment in attachments.values where !attachment.podName.isEmpty {
             byName["\(attachment.podNamespace)/\(attachment.podName)", default: []].append(attachment.id)
         }
         if byName.isEmpty { return }
         for pod in inventory.pods {
             for id in byName["\(pod.namespace)/\(pod.name)"] ?? [] {
-                guard var attachment = attachments[id], pod.hasUID(attachment.podUID) else { continue }
-                attachment.labels = pod.labelsForLater
-                attachment.annotations[Planner.policyAnnotation] =
-                    pod.annotations[Planner.policyAnnotation] ?? attachment.annotations[Planner.policyAnnotation]
+                // (A runtime that gives no UID means the pod of that name, whichever it is.)
+                guard var attachment = attachments[id],
+                    attachment.podUID.isEmpty || pod.hasUID(attachment.podUID)
+                else { continue }
+                attachment.labels = pod.labels
+                attachment.serviceAccount = pod.serviceAccount
+                attachment.takeAnnotation(of: pod)
                 guard attachment != attachments[id] else { continue }
                 attachments[id] = attachment
                 if store.has(id) { keep("attachment \(id)") { try store.save(attachment) } }
@@ -478,11 +720,49 @@ public actor NodeAgent {
         }
     }
 
-    func end(_ id: String) {
-        if let attachment = attachments[id] { forgetPod(of: attachment) }
-        attachments[id] = nil
-        replaced[id] = nil
+    /// - Parameter isOver: the pod is over with its attachment; otherwise it may run on without one.
+    func end(_ id: String, podIsOver isOver: Bool = true) {
+        if let attachment = attachments.removeValue(forKey: id), isOver {
+            forgetPod(of: attachment)
+            let live = Set(attachments.values.flatMap { $0.addresses.map(\.address) })
+            forgetConnections(of: Set(attachment.addresses.map(\.address)).subtracting(live))
+        }
+        servedADDs.forget(id)
         store.remove(id)
+    }
+
+    /// Lets connection tracking forget what pods had opened that are gone.
+    private func forgetConnections(of addresses: Set<IPAddress>) {
+        if addresses.isEmpty { return }
+        let connections = connections
+        let task = Task { [weak self] in
+            await connections.forget(of: addresses)
+            await self?.forgot(addresses)
+        }
+        for address in addresses { forgetting[address] = task }
+    }
+
+    private func forgot(_ addresses: Set<IPAddress>) {
+        for address in addresses { forgetting[address] = nil }
+    }
+
+    /// An address that had another pod before starts without that pod's connections.
+    func waitUntilForgotten(_ request: HelperRequest) async {
+        let addresses = request.addresses.compactMap { IPNetwork($0)?.address }
+        let id = "\(request.containerID)_\(request.interfaceName)"
+        let taken = Set(
+            attachments.values.filter { $0.id != id }.flatMap { $0.addresses.map(\.address) }
+        ).intersection(addresses)
+        if !taken.isEmpty { await connections.forget(of: taken) }
+        for address in addresses { await forgetting[address]?.value }
+    }
+
+    /// Connections through this gateway go on with the egress address that their policy has now, or not at all.
+    private func forgetOldTranslations() {
+        guard plan.translations != toldTranslations else { return }
+        toldTranslations = plan.translations
+        let (connections, translations) = (connections, plan.translations)
+        Task { await connections.forget(notTranslatedAs: translations) }
     }
 
     /// Takes the routing of attachments away that have ended; also while nobody knows what else is wanted.
@@ -492,6 +772,42 @@ public actor NodeAgent {
         try? reconciler.deletePodRules(of: Set(ended.flatMap { $0.addresses.map(\.address) }).subtracting(live))
     }
 
+    // MARK: fail-over
+
+    /// Slots point elsewhere now: the plan follows.
+    func failedOver(_ reports: [FailOver.Report]) {
+        reconciler.groupsMoved(reports.map(\.move.hop))
+        let moves = reports.map { NodeSnapshot.Move($0) }
+        for (report, move) in zip(reports, moves) {
+            var metadata: Logger.Metadata = [
+                "policy": "\(move.policy)", "from": "\(move.from ?? "nowhere")", "to": "\(move.to ?? "nowhere")",
+                "why": "\(move.why)", "switched": "\(move.switchedMilliseconds) ms",
+            ]
+            if !report.refusal.isEmpty { metadata["refused"] = "\(report.refusal)" }
+            logger.notice("gateway changed", metadata: metadata)
+        }
+        lastMoves = Array((moves.reversed() + lastMoves).prefix(32))
+        tell(moves)
+        converge("a gateway changed", looking: reports.contains { !$0.refusal.isEmpty } ? [.nextHops] : [])
+    }
+
+    /// A gateway is up or down, which people are told; where slots point is `failedOver`'s.
+    func healthChanged() {
+        guard isInformed else { return }
+        lookAtGateways()
+        tellOfPolicies()
+    }
+
+    /// Targets answer, or do not any more.
+    func targetsChanged(_ verdicts: TargetVerdicts) {
+        for (egress, why) in verdicts.silent where unreachable.silent[egress] == nil {
+            logger.warning(
+                "not a gateway for an egress any more", metadata: ["egress": "\(egress.text)", "why": "\(why)"])
+        }
+        unreachable = verdicts
+        converge("targets changed")
+    }
+
     // MARK: reading
 
     /// All that others want to know, of one instant.
@@ -499,7 +815,8 @@ public actor NodeAgent {
         NodeSnapshot(
             nodeName: settings.nodeName, configuration: settings.configuration, facts: facts, inventory: inventory,
             unknown: unknown, isInformed: isInformed, plan: plan, failures: failures, meshProblem: meshProblem,
-            repairs: repairs, storeProblem: storeProblem)
+            repairs: repairs, storeProblem: storeProblem, moves: lastMoves, echoes: echoes.snapshot,
+            askedEchoInterval: askedEchoInterval)
     }
 
     /// Commands that would make the kernel equal to the plan, in their order; empty when it is.
@@ -520,4 +837,54 @@ public struct NodeSnapshot: Sendable {
     public let meshProblem: String
     public let repairs: [KernelPart: Int]
     public let storeProblem: String
+    /// The last changes of gateways, the newest first.
+    public let moves: [Move]
+    public let echoes: EchoMonitor.Snapshot
+    /// The interval of echoes that this node asks for as a gateway, milliseconds; nil: none.
+    public let askedEchoInterval: Int?
+
+    /// A slot's gateway has changed.
+    public struct Move: Sendable {
+        public let policy: String
+        /// Names of nodes; nil: nowhere, because all were down.
+        public let from: String?
+        public let to: String?
+        public let why: String
+        /// ISO 8601.
+        public let at: String
+        /// For how long the gateway before was silent; nil: it was not.
+        public let silentMilliseconds: Double?
+        /// How long the kernel took.
+        public let switchedMilliseconds: Double
+
+        init(_ report: FailOver.Report) {
+            let move = report.move
+            policy = move.slot.policy
+            from = move.from.candidate?.node
+            to = move.to.candidate?.node
+            silentMilliseconds = report.silence.map { Double($0 / 1000) / 1000 }
+            switchedMilliseconds = Double(report.switching / 1000) / 1000
+            at = Date().formatted(.iso8601)
+            if let silent = report.silence, let from {
+                why =
+                    "no echo from \(from) for \(silent / 1_000_000) ms"
+                    + (to == nil ? ", and no other gateway is up" : "")
+            } else if from == nil {
+                why = "a gateway is up again"
+            } else if to == nil {
+                why = "no gateway is up"
+            } else {
+                why = "\(to ?? "") is preferred, and up"
+            }
+        }
+    }
+}
+
+extension Attachment {
+    /// Takes over which policy the Pod's annotation names, or that it names none any more.
+    mutating func takeAnnotation(of pod: Pod) {
+        let value = pod.annotations[Planner.policyAnnotation]
+        if value != nil || isAnnotatedByPod { annotations[Planner.policyAnnotation] = value }
+        isAnnotatedByPod = value != nil
+    }
 }

@@ -3,6 +3,7 @@ import CNI
 import Dispatch
 import HelperProtocol
 import Logging
+import Netlink
 import Synchronization
 
 /// `cni.sock`: one thread accepts, one short-lived thread serves each plugin. (swift-nio cannot receive file
@@ -24,6 +25,7 @@ public final class PluginServer: Sendable {
     private let placesOfADDs = DispatchSemaphore(value: maximumADDs)
     private let isStopping = Atomic<Bool>(false)
     private let active = Atomic<Int>(0)
+    private let calls = Atomic<UInt64>(0)
     /// Uid that plugins must have: 0, as runtimes have.
     private let plugInUID: Int64
 
@@ -109,9 +111,12 @@ public final class PluginServer: Sendable {
                     }
                 }
                 defer { if request.command == .add { server.placesOfADDs.signal() } }
-                let response = Call.wait { [server] in await server.agent.serve(request, descriptor: descriptor) }
+                let number = server.calls.add(1, ordering: .relaxed).newValue
+                let response = Call.wait { [server] in
+                    await server.agent.serve(request, descriptor: descriptor, call: number)
+                }
                 if !send(response), request.command == .add, case .done = response {
-                    Call.wait { [server] in await server.agent.abort(request) }
+                    Call.wait { [server] in await server.agent.abort(request, call: number) }
                 }
             } catch {
                 server.logger.warning("refused a call on \(server.path)", metadata: ["error": "\(error.message)"])

@@ -8,19 +8,31 @@ struct PublishedNode: Equatable {
     let name: String
     let annotations: [String: String]
 
+    /// What is said of the mesh.
+    enum MeshPart {
+        case all
+        /// Another's key stays in force, and without a sign of life of ours another gateway is chosen.
+        case withoutKey
+        /// All of it is somebody else's to say.
+        case nothing
+    }
+
     /// - Parameters:
+    ///   - mesh: what is said of it.
     ///   - wireGuardAddress: of this node, where it is a gateway.
+    ///   - echoInterval: that it wishes as a gateway, milliseconds.
     ///   - lastSeen: seconds since 1970 of Kilo's last check-in; only said to Kilo.
     init(
         facts: LocalFacts, discovered: [WireGuardKey: SocketAddress] = [:], configuration: Configuration, node: Node?,
-        wireGuardAddress: IPAddress? = nil, lastSeen: Int64 = 0
+        wireGuardAddress: IPAddress? = nil, lastSeen: Int64 = 0, echoInterval: Int? = nil, mesh: MeshPart = .all
     ) {
         name = facts.nodeName
         var annotations: [String: String] = [:]
         annotations["kilo.squat.ai/cilium-internal-ip"] = facts.overlayAddress?.description
         annotations[Planner.egressAddressAnnotation] = facts.egressAddressV4?.description
-        if configuration.mesh.enabled {
-            annotations["kilo.squat.ai/key"] = facts.publicKey?.text
+        annotations[EchoPace.annotation] = echoInterval.map { "\($0)" }
+        if configuration.mesh.enabled, mesh != .nothing {
+            annotations["kilo.squat.ai/key"] = mesh == .withoutKey ? nil : facts.publicKey?.text
             // What the user forces stays the user's word; it is told by the annotation itself.
             annotations["kilo.squat.ai/internal-ip"] = facts.privateAddress?.description
             // What somebody else has said of the node stays theirs.
@@ -49,13 +61,14 @@ struct PublishedNode: Equatable {
             if configuration.mesh.kiloInterop {
                 // What Kilo's nodes write of themselves, and without which they take a node for gone.
                 annotations["kilo.squat.ai/endpoint"] =
-                    node.flatMap { MeshTopology.endpoint(of: $0, port: configuration.mesh.port) }?.description
+                    node.flatMap { MeshPlan.ownEndpoint(of: $0, facts: facts, configuration: configuration.mesh) }?
+                    .description
                 annotations["kilo.squat.ai/internal-ip"] = facts.privateAddress?.description ?? "-"
                 // Kilo's name for the overlay address, which it reads with a length only.
                 annotations["kilo.squat.ai/cni-compatibility-ip"] = facts.overlayAddress.map { "\($0)/32" }
                 annotations["kilo.squat.ai/wireguard-ip"] =
                     wireGuardAddress.map { "\($0)/\(configuration.mesh.subnet.prefixLength)" } ?? ""
-                annotations["kilo.squat.ai/last-seen"] = "\(lastSeen)"
+                annotations["kilo.squat.ai/last-seen"] = mesh == .withoutKey ? nil : "\(lastSeen)"
             }
         }
         self.annotations = annotations
@@ -68,5 +81,20 @@ struct PublishedNode: Equatable {
         }
         return "apiVersion: v1\nkind: Node\nmetadata:\n  name: '\(name)'\n  annotations:"
             + (lines.isEmpty ? " {}\n" : "\n" + lines.joined())
+    }
+}
+
+/// The annotations of its Node that a helper may write.
+public enum PublishedAnnotations {
+    public static let names: Set<String> = Set(
+        [
+            "cilium-internal-ip", "key", "internal-ip", "persistent-keepalive", "granularity", "discovered-endpoints",
+            "endpoint", "cni-compatibility-ip", "wireguard-ip", "last-seen",
+        ].map { "kilo.squat.ai/\($0)" }
+    ).union([Planner.egressAddressAnnotation, EchoPace.annotation])
+
+    /// The command that removes them by a user's credentials.
+    public static func removal(of node: String) -> String {
+        "kubectl annotate node \(node) " + names.sorted().map { "\($0)-" }.joined(separator: " ")
     }
 }

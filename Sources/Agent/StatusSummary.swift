@@ -39,12 +39,17 @@ public struct StatusSummary: Equatable, Sendable {
         }
         let unreachable = node.plan.attachments.filter { entry in
             !entry.isHeld
-                && (entry.policies.contains { $0.gateway == nil } || (!entry.refusal.isEmpty && entry.holds.isEmpty))
+                && (entry.policies.contains { $0.gateway == nil }
+                    || (!entry.refusal.isEmpty && entry.holds.isEmpty && !entry.policies.isEmpty))
         }
         if let first = unreachable.first {
+            let lost = first.policies.first { $0.gateway == nil }
             let why =
-                first.refusal.isEmpty
-                ? "policy \(first.policies.first { $0.gateway == nil }?.name ?? "") has no gateway" : first.refusal
+                !first.refusal.isEmpty
+                ? first.refusal
+                : lost?.isDown == true
+                    ? "all gateways of policy \(lost?.name ?? "") are down"
+                    : "policy \(lost?.name ?? "") has no gateway"
             held.append("\(pods(unreachable.count)) without a way out: \(first.attachment.displayName): \(why)")
         }
         if !node.failures.isEmpty {
@@ -59,11 +64,29 @@ public struct StatusSummary: Equatable, Sendable {
                 "\(kept.count == 1 ? "1 pod goes" : "\(kept.count) pods go") on with what a policy said before: "
                     + "\(first.attachment.displayName): \(first.holds.first ?? "")")
         }
-        let refused = node.plan.policies.filter(\.isRefused)
+        let unwelcome = node.plan.attachments.filter { !$0.refusal.isEmpty && $0.policies.isEmpty }
+        if let first = unwelcome.first {
+            degraded.append(
+                "\(pods(unwelcome.count)) without a policy as before, and would not start now: "
+                    + "\(first.attachment.displayName): \(first.refusal)")
+        }
+        let refused = node.plan.policies.compactMap { policy in policy.refusal.map { (name: policy.name, why: $0) } }
         if let first = refused.first {
             degraded.append(
                 "\(refused.count == 1 ? "1 policy is" : "\(refused.count) policies are") refused: \(first.name): "
-                    + "\(first.problem.dropFirst("refused: ".count))")
+                    + first.why)
+        }
+        if !node.echoes.obstacle.isEmpty {
+            degraded.append("nobody knows which gateways are alive: \(node.echoes.obstacle)")
+        }
+        let down = node.plan.liveness.slots.flatMap(\.candidates).filter { candidate in
+            node.echoes.sessions.contains { $0.session.ends.contains(candidate.end) && $0.state == .down }
+        }
+        let names = Set(down.map(\.candidate.node)).sorted()
+        if !names.isEmpty {
+            degraded.append(
+                "\(names.count == 1 ? "1 gateway is" : "\(names.count) gateways are") down: \(names.joined(separator: ", "))"
+            )
         }
         if !node.meshProblem.isEmpty { degraded.append("WireGuard is not as planned: \(node.meshProblem)") }
         if !node.storeProblem.isEmpty { degraded.append("cannot be kept on disk: \(node.storeProblem)") }

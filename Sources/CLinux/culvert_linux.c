@@ -1,8 +1,11 @@
 #define _GNU_SOURCE
+#include <linux/filter.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <malloc.h>
 #include "culvert_linux.h"
 
+#include <linux/sock_diag.h>
 #include <linux/sockios.h>
 #include <sched.h>
 #include <sys/ioctl.h>
@@ -206,6 +209,11 @@ int culvert_raise_net_admin(void) {
     data[0].effective |= data[0].permitted & (1u << CAP_NET_ADMIN);
     return capabilities(1, data);
 }
+/* capset changes the calling thread alone, and threads inherit from the one that starts them. So with a file capability
+   of `+p` it has to be raised before there is a second thread: before main, since an async main already has several. */
+__attribute__((constructor)) static void raise_before_main(void) {
+    (void)culvert_raise_net_admin();
+}
 
 int culvert_start_thread(void *(*body)(void *), void *argument, unsigned stack_kib) {
     pthread_attr_t attributes;
@@ -218,8 +226,8 @@ int culvert_start_thread(void *(*body)(void *), void *argument, unsigned stack_k
     return -error;
 }
 
-int culvert_lock_file(const char *path) {
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0660);
+// Locks what open has opened, or closes it again.
+static int locked(int fd) {
     if (fd < 0) return -errno;
     if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
         int error = -errno;
@@ -227,6 +235,50 @@ int culvert_lock_file(const char *path) {
         return error;
     }
     return fd;
+}
+
+int culvert_lock_file(const char *path) {
+    return locked(open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0660));
+}
+
+int culvert_lock_directory(const char *path) { return locked(open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)); }
+
+ssize_t culvert_find(const void *bytes, size_t length, const void *part, size_t part_length) {
+    const char *found = length == 0 ? NULL : memmem(bytes, length, part, part_length);
+    return found ? found - (const char *)bytes : -1;
+}
+
+int culvert_exchange_files(const char *a, const char *b) {
+    return renameat2(AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE) < 0 ? -errno : 0;
+}
+
+int culvert_write_record(const char *directory, const char *name, const void *bytes, size_t length, mode_t mode) {
+    int where = open(directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (where < 0) return -errno;
+    char temporary[64];
+    int file = -1, error = -EEXIST;
+    // Somebody may have put something in the way of a name that is easily guessed, and do it once more.
+    for (int try = 0; try < 16 && file < 0; try++) {
+        snprintf(temporary, sizeof temporary, ".%ld.%d", (long)getpid(), try);
+        (void)unlinkat(where, temporary, 0);
+        file = openat(where, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (file < 0) {
+            error = -errno;
+            if (errno != EEXIST) break;
+        }
+    }
+    if (file < 0) {
+        close(where);
+        return error == -ENOENT ? -EIO : error;
+    }
+    ssize_t written = write(file, bytes, length);
+    error = written < 0 ? -errno : (size_t)written != length ? -ENOSPC : 0;
+    if (!error && fchmod(file, mode) < 0) error = -errno;
+    if (close(file) < 0 && !error) error = -errno;
+    if (!error && renameat(where, temporary, where, name) < 0) error = -errno;
+    if (error) (void)unlinkat(where, temporary, 0);
+    close(where);
+    return error;
 }
 
 uint32_t culvert_rtnh_onlink(void) { return RTNH_F_ONLINK; }
@@ -256,4 +308,228 @@ int culvert_watch_directory(const char *path) {
 long culvert_heap_bytes(void) {
     struct mallinfo2 info = mallinfo2();
     return (long)(info.uordblks + info.hblkhd);
+}
+
+int64_t culvert_monotonic_nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int64_t culvert_realtime_nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static int bound_udp_socket(uint32_t address, uint16_t port, int transparent) {
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return -errno;
+    int on = 1, ttl = 255;
+    struct sockaddr_in here = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(address)};
+    if ((transparent && setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &on, sizeof on) < 0) ||
+        setsockopt(fd, IPPROTO_IP, IP_TTL, &ttl, sizeof ttl) < 0 ||
+        bind(fd, (struct sockaddr *)&here, sizeof here) < 0) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+int culvert_echo_sender(uint32_t source, uint16_t port) { return bound_udp_socket(source, port, 1); }
+
+int culvert_echo_receiver(uint32_t address, uint16_t port, uint32_t size_wanted, uint32_t magic, uint32_t word) {
+    int fd = bound_udp_socket(address, port, 1);
+    if (fd < 0) return fd;
+    int on = 1, size = 1 << 20;
+    // The filter of a UDP socket sees the UDP header first.
+    enum { UDP_HEADER = 8 };
+    struct sock_filter steps[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_LEN, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, UDP_HEADER + size_wanted, 0, 5),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, UDP_HEADER),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, magic, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, UDP_HEADER + 16),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, word, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+    };
+    struct sock_fprog filter = {.len = sizeof steps / sizeof *steps, .filter = steps};
+    if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter) < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on) < 0 ||
+        setsockopt(fd, IPPROTO_IP, IP_RECVTTL, &on, sizeof on) < 0) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size) < 0)
+        (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    return fd;
+}
+
+uint32_t culvert_dropped(int fd) {
+    uint32_t values[SK_MEMINFO_VARS] = {0};
+    socklen_t size = sizeof values;
+    return getsockopt(fd, SOL_SOCKET, SO_MEMINFO, values, &size) < 0 ? 0 : values[SK_MEMINFO_DROPS];
+}
+
+enum { ECHO_BATCH = 64 };
+
+int culvert_echo_send(int fd, uint32_t address, uint16_t port, const struct culvert_echo *echoes, int count) {
+    struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(address)};
+    int sent = 0, failure = 0;
+    for (int start = 0; start < count; ) {
+        int size = count - start < ECHO_BATCH ? count - start : ECHO_BATCH;
+        struct mmsghdr messages[ECHO_BATCH];
+        struct iovec parts[ECHO_BATCH];
+        union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof(uint32_t))]; } control[ECHO_BATCH];
+        memset(messages, 0, sizeof messages);
+        memset(control, 0, sizeof control);
+        for (int i = 0; i < size; i++) {
+            const struct culvert_echo *echo = &echoes[start + i];
+            parts[i] = (struct iovec){(void *)echo->bytes, echo->length};
+            struct msghdr *message = &messages[i].msg_hdr;
+            message->msg_name = &to;
+            message->msg_namelen = sizeof to;
+            message->msg_iov = &parts[i];
+            message->msg_iovlen = 1;
+            message->msg_control = control[i].bytes;
+            message->msg_controllen = sizeof control[i].bytes;
+            struct cmsghdr *mark = CMSG_FIRSTHDR(message);
+            mark->cmsg_level = SOL_SOCKET;
+            mark->cmsg_type = SO_MARK;
+            mark->cmsg_len = CMSG_LEN(sizeof(uint32_t));
+            memcpy(CMSG_DATA(mark), &echo->mark, sizeof(uint32_t));
+        }
+        int done = sendmmsg(fd, messages, size, MSG_DONTWAIT);
+        // The first one is refused: the others may not be.
+        if (done < 0) {
+            failure = errno;
+            done = 1;
+        } else sent += done;
+        start += done;
+    }
+    return sent == 0 && failure ? -failure : sent;
+}
+
+int culvert_echo_receive(int fd, struct culvert_echo *echoes, int capacity) {
+    struct mmsghdr messages[ECHO_BATCH];
+    struct iovec parts[ECHO_BATCH];
+    struct sockaddr_in sources[ECHO_BATCH];
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(struct timespec)) + CMSG_SPACE(sizeof(int))];
+    } control[ECHO_BATCH];
+    int size = capacity < ECHO_BATCH ? capacity : ECHO_BATCH;
+    memset(messages, 0, sizeof messages);
+    for (int i = 0; i < size; i++) {
+        parts[i] = (struct iovec){echoes[i].bytes, sizeof echoes[i].bytes};
+        messages[i].msg_hdr = (struct msghdr){
+            .msg_name = &sources[i], .msg_namelen = sizeof sources[i], .msg_iov = &parts[i], .msg_iovlen = 1,
+            .msg_control = control[i].bytes, .msg_controllen = sizeof control[i].bytes};
+    }
+    int count = recvmmsg(fd, messages, size, MSG_DONTWAIT, NULL);
+    if (count < 0) return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+    for (int i = 0; i < count; i++) {
+        struct culvert_echo *echo = &echoes[i];
+        struct msghdr *message = &messages[i].msg_hdr;
+        // A longer datagram is cut off, and no echo.
+        echo->length = message->msg_flags & MSG_TRUNC ? 0 : messages[i].msg_len;
+        echo->source = ntohl(sources[i].sin_addr.s_addr);
+        echo->port = ntohs(sources[i].sin_port);
+        echo->ttl = 0;
+        echo->received = 0;
+        for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
+            if (part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_TIMESTAMPNS) {
+                struct timespec at;
+                memcpy(&at, CMSG_DATA(part), sizeof at);
+                echo->received = (int64_t)at.tv_sec * 1000000000 + at.tv_nsec;
+            } else if (part->cmsg_level == IPPROTO_IP && part->cmsg_type == IP_TTL) {
+                int ttl;
+                memcpy(&ttl, CMSG_DATA(part), sizeof ttl);
+                echo->ttl = (uint8_t)ttl;
+            }
+        }
+    }
+    return count;
+}
+
+int culvert_wakeup_make(void) {
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+void culvert_wakeup_signal(int wakeup) {
+    uint64_t one = 1;
+    (void)!write(wakeup, &one, sizeof one);
+}
+
+static int wait_for(int fd, short events, int64_t until) {
+    for (;;) {
+        int64_t left = until - culvert_monotonic_nanoseconds();
+        if (left < 0) left = 0;
+        struct timespec limit = {left / 1000000000, left % 1000000000};
+        struct pollfd poll = {.fd = fd, .events = events};
+        int result = ppoll(&poll, 1, &limit, NULL);
+        if (result < 0 && errno == EINTR) continue;
+        return result > 0;
+    }
+}
+
+int culvert_wakeup_wait(int wakeup, int64_t until) {
+    if (!wait_for(wakeup, POLLIN, until)) return 0;
+    uint64_t count;
+    (void)!read(wakeup, &count, sizeof count);
+    return 1;
+}
+
+int culvert_tcp_begin(uint32_t source, uint32_t address, uint16_t port, const char *device) {
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return -errno;
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(source)};
+    struct sockaddr_in there = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(address)};
+    int error = 0;
+    if (device[0] && setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, strlen(device) + 1) < 0) error = errno;
+    else if (source && bind(fd, (struct sockaddr *)&here, sizeof here) < 0) error = errno;
+    else if (connect(fd, (struct sockaddr *)&there, sizeof there) < 0 && errno != EINPROGRESS) error = errno;
+    // A refusal is an answer of the other side, and comes at once where that is near.
+    if (error && error != ECONNREFUSED) {
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+int culvert_tcp_finish(int fd, int64_t until) {
+    int answered = 0;
+    if (wait_for(fd, POLLOUT, until)) {
+        int error = 0;
+        socklen_t size = sizeof error;
+        answered = getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && (!error || error == ECONNREFUSED);
+    }
+    close(fd);
+    return answered;
+}
+
+int culvert_netlink_ignore(int fd, const uint32_t *ports, int count) {
+    struct sock_filter code[2 * 8 + 2];
+    int length = 0;
+    if (count > 8) return -EINVAL;
+    // nlmsg_pid, which BPF loads in network order.
+    code[length++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct nlmsghdr, nlmsg_pid));
+    for (int i = 0; i < count; i++) {
+        code[length++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, htonl(ports[i]), 0, 1);
+        code[length++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0);
+    }
+    code[length++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0xFFFFFFFF);
+    struct sock_fprog program = {.len = length, .filter = code};
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ? -errno : 0;
+}
+
+int culvert_receive_room(int fd, int bytes) {
+    return setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof bytes) < 0 ? -errno : 0;
 }

@@ -42,7 +42,7 @@ public struct NetworkConfiguration: Equatable, Sendable {
     public static let defaultTimeoutSeconds: Int64 = 10
 
     /// - Throws: error 6 where the bytes are not a JSON object, 1 for a version that is not spoken, 7 for a wrong
-    ///   value, which the message names.
+    ///   value, which the message names. For DEL only the first.
     public init(stdin: [UInt8], command: CNIEnvironment.Command) throws(CNIError) {
         let root: JSON
         do { root = try JSON.parse(stdin) } catch {
@@ -51,6 +51,32 @@ public struct NetworkConfiguration: Equatable, Sendable {
         guard root.members != nil else {
             throw CNIError(.decodingFailure, "the configuration on stdin is not a JSON object")
         }
+        if command == .del { self.init(ofDeletion: root) } else { try self.init(root, command) }
+    }
+
+    /// A DEL is never refused for its configuration, or the pod could never be deleted: what is wrong in it counts as its
+    /// default. (The ADD was refused for it.)
+    private init(ofDeletion root: JSON) {
+        version = CNIVersion(root["cniVersion"]?.string ?? "") ?? .latest
+        let network = root["name"]?.string ?? ""
+        let isName = (try? CNIEnvironment.checkIdentifier(network, what: "name", code: .invalidConfiguration)) != nil
+        name = isName ? network : ""
+        let path = root["socket"]?.string ?? ""
+        socket = NetworkConfiguration.isSocketPath(path) ? path : NetworkConfiguration.defaultSocket
+        let seconds = root["timeoutSeconds"]?.integer ?? 0
+        timeoutSeconds = (1...300).contains(seconds) ? seconds : NetworkConfiguration.defaultTimeoutSeconds
+        whenHelperUnavailable = .refuse
+        defaultPolicy = ""
+        validAttachments = nil
+        previousResult = nil
+        labels = []
+        annotations = []
+    }
+
+    /// An absolute path that fits into a Unix socket's address.
+    private static func isSocketPath(_ path: String) -> Bool { path.utf8.first == 47 && path.utf8.count < 108 }
+
+    private init(_ root: JSON, _ command: CNIEnvironment.Command) throws(CNIError) {
         let versionText = try NetworkConfiguration.string(root, "cniVersion", default: "")
         guard !versionText.isEmpty else {
             throw CNIError(
@@ -117,17 +143,24 @@ public struct NetworkConfiguration: Equatable, Sendable {
         }
     }
 
-    /// `args.cni.labels`: a list of `{"key": …, "value": …}` (CONVENTIONS.md, "Dynamic Plugin specific fields").
+    /// `args.cni.labels`: a list of `{"key": …, "value": …}` (CONVENTIONS.md, "Dynamic Plugin specific fields"), or a map, as
+    /// labels are written everywhere else.
     private static func labels(_ root: JSON) throws(CNIError) -> [(String, String)] {
-        guard let list = root["args"]?["cni"]?["labels"], !list.isNull else { return [] }
-        guard let elements = list.elements else {
-            throw CNIError(.invalidConfiguration, "args.cni.labels is not a list of {\"key\", \"value\"}")
-        }
+        guard let given = root["args"]?["cni"]?["labels"], !given.isNull else { return [] }
+        let wrong = CNIError(
+            .invalidConfiguration,
+            "args.cni.labels is neither a list of {\"key\", \"value\"} nor a map of strings")
         var labels: [(String, String)] = []
-        for element in elements {
-            guard let key = element["key"]?.string, let value = element["value"]?.string else {
-                throw CNIError(.invalidConfiguration, "args.cni.labels is not a list of {\"key\", \"value\"}")
+        if let members = given.members {
+            for member in members {
+                guard let value = member.value.string else { throw wrong }
+                labels.append((member.key, value))
             }
+            return labels
+        }
+        guard let elements = given.elements else { throw wrong }
+        for element in elements {
+            guard let key = element["key"]?.string, let value = element["value"]?.string else { throw wrong }
             labels.append((key, value))
         }
         return labels

@@ -65,6 +65,20 @@ public final class RenewableClient: Sendable {
         }
     }
 
+    /// Ends every request that is under way. The next one has a new connection, of which nothing bad is known.
+    public func replace() async {
+        let old = state.withLock { state -> Connection? in
+            guard let fresh = try? make(state.security) else { return nil }
+            let old = state.connection
+            state.connection = Connection(fresh)
+            return old
+        }
+        try? await old?.http.shutdown()
+    }
+
+    /// Whether it is the one that the next request has.
+    public func isCurrent(_ connection: Connection) -> Bool { state.withLock { $0.connection === connection } }
+
     /// Why the last look at the files was in vain; empty where it was not.
     public var problem: String { state.withLock { $0.problem } }
 

@@ -28,6 +28,9 @@ public struct TransportSecurity: Equatable, Sendable {
     /// HTTP/1.1 without redirects. Each watch has a connection of its own, so that one that the network has forgotten takes
     /// no other with it; and etcd's gateway speaks nothing else.
     ///
+    /// A connection that is refused fails the requests that wait for it: who makes them knows how long to wait. (The pool's own
+    /// back-off goes up to a minute, and a server that is back is not asked before that is over.)
+    ///
     /// - Throws: where something is no PEM.
     public func configuration(connectSeconds: Int64, idleSeconds: Int64) throws -> HTTPClient.Configuration {
         var tls = TLSConfiguration.makeClientConfiguration()
@@ -44,6 +47,8 @@ public struct TransportSecurity: Equatable, Sendable {
         configuration.timeout = .init(connect: .seconds(connectSeconds), read: .seconds(idleSeconds))
         configuration.httpVersion = .http1Only
         configuration.redirectConfiguration = .disallow
+        configuration.connectionPool.retryConnectionEstablishment = false
+        configuration.http1_1ConnectionDebugInitializer = { KeepAlive.set(on: $0) }
         return configuration
     }
 }

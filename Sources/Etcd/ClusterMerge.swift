@@ -1,50 +1,53 @@
 import Inventory
 import Model
 
-/// Puts the nodes of several clusters into one inventory. Clusters of one mesh need an id and pod networks of their own: what
-/// clashes with an earlier cluster is left out and reported.
+/// Puts the nodes of several clusters into one inventory. What clashes with an earlier cluster is left out and reported.
 struct ClusterMerge {
-    private(set) var inventory: Inventory
-    /// Clusters by their id.
-    private var ids: [Int64: String] = [:]
-    /// Who has which pod network.
-    private var owners: [Owner] = []
+    private var merged: Inventory
+    private var clashes = ClusterClashes()
+    private var malformed: [String: InventoryProblem] = [:]
+    /// Clusters whose nodes are missing.
+    private var unread: [InventoryProblem] = []
     private var isOwnCluster = true
 
-    private struct Owner {
-        let network: IPNetwork
-        let node: String
-        let cluster: String
+    /// - Parameter inventory: what files say.
+    init(_ inventory: Inventory) { merged = inventory }
+
+    /// With what is wrong in the clusters.
+    var inventory: Inventory {
+        var inventory = merged
+        inventory.problems += malformed.sorted { $0.key < $1.key }.map(\.value) + unread
+        return inventory
     }
 
-    /// - Parameter inventory: what files say.
-    init(_ inventory: Inventory) { self.inventory = inventory }
-
     /// Adds a cluster, the own one first. Nodes of the others are named `CLUSTER/NODE`.
-    ///
-    /// - Parameter id: as the cluster's configuration has it; 0: as its nodes have it.
-    mutating func add(_ cluster: String, id: Int64, records: [String: CiliumNodeRecord]) {
+    mutating func add(_ nodes: ClusterNodes) {
         let isOwn = isOwnCluster
         isOwnCluster = false
-        let id = id != 0 ? id : records.values.map(\.clusterID).max() ?? 0
-        if id != 0, let other = ids.updateValue(ids[id] ?? cluster, forKey: id) {
-            report(
-                cluster,
-                "is left out: it has the cluster-id \(id), which cluster \(other) has already; give each cluster of the mesh one of its own (Cilium's cluster.id)"
-            )
+        malformed.merge(nodes.malformed) { first, _ in first }
+        noteUnread(nodes, isOwn: isOwn)
+        // As the cluster's configuration has it, or else as its nodes have it.
+        let id = nodes.config.id != 0 ? nodes.config.id : nodes.records.values.map(\.clusterID).max() ?? 0
+        if let clash = clashes.add(nodes.cluster, id: id) {
+            merged.problems.append(problem(nodes, clash))
             return
         }
-        for (name, record) in records.sorted(by: { $0.key < $1.key }) {
-            if !isOwn, let (network, owner) = clash(record, cluster) {
-                report(
-                    cluster,
-                    "node \(name) is left out: its pods' network \(network) overlaps with \(owner.network) of node \(owner.node) of cluster \(owner.cluster); clusters of one mesh need networks of their own"
-                )
+        for (name, record) in nodes.records.sorted(by: { $0.key < $1.key }) {
+            if let clash = clashes.add(record, name, of: nodes.cluster, isOwn: isOwn) {
+                merged.problems.append(problem(nodes, clash))
                 continue
             }
-            owners += record.cilium.podCIDRs.map { Owner(network: $0, node: name, cluster: cluster) }
-            add(record, as: isOwn ? name : "\(cluster)/\(name)")
+            add(record, as: isOwn ? name : "\(nodes.cluster)/\(name)")
         }
+    }
+
+    /// Without the own cluster's nodes nothing can be decided. Another cluster that was never reached must not hold this one
+    /// up: its nodes are missing, and it is named.
+    private mutating func noteUnread(_ nodes: ClusterNodes, isOwn: Bool) {
+        guard !nodes.wasKnown else { return }
+        let reason =
+            "the nodes of cluster \(nodes.cluster) are not known yet: " + (nodes.problem ?? "its etcd is being read")
+        if isOwn { merged.unknown.append(reason) } else { unread.append(problem(nodes, reason)) }
     }
 
     private mutating func add(_ record: CiliumNodeRecord, as name: String) {
@@ -53,22 +56,12 @@ struct ClusterMerge {
         var cilium = record.cilium
         cilium.name = name
         // Files go before the store: they may have the node's annotations about the mesh.
-        let (merged, problems) = NodeMerge.merge(node, published: inventory.nodes[name], cilium: cilium)
-        inventory.nodes[name] = merged
-        inventory.problems += problems
+        let (whole, problems) = NodeMerge.merge(node, published: merged.nodes[name], cilium: cilium)
+        merged.nodes[name] = whole
+        merged.problems += problems
     }
 
-    /// The first of the node's networks that a node of another cluster has.
-    private func clash(_ record: CiliumNodeRecord, _ cluster: String) -> (IPNetwork, Owner)? {
-        for network in record.cilium.podCIDRs {
-            if let owner = owners.first(where: { $0.cluster != cluster && $0.network.overlaps(network) }) {
-                return (network, owner)
-            }
-        }
-        return nil
-    }
-
-    private mutating func report(_ cluster: String, _ message: String) {
-        inventory.problems.append(InventoryProblem(file: "cluster \(cluster)", message: message))
+    private func problem(_ nodes: ClusterNodes, _ message: String) -> InventoryProblem {
+        InventoryProblem(file: "cluster \(nodes.cluster)", message: message)
     }
 }

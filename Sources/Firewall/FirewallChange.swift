@@ -75,7 +75,8 @@ public enum FirewallChange: Equatable, Sendable {
                 edit.chains.append(.add(chain))
                 continue
             }
-            guard there.kind == chain.kind.rawValue, there.hook == chain.hook.rawValue, there.priority == chain.priority
+            guard there.hook == chain.hook?.rawValue,
+                chain.hook == nil || (there.kind == chain.kind.rawValue && there.priority == chain.priority)
             else { return .replace }
             let rules = chain.rules.map { rule -> String in
                 guard let object = RuleExpressions.make(rule, chain: chain.name, counter: .init()) else { return "" }
@@ -94,7 +95,7 @@ public enum FirewallChange: Equatable, Sendable {
             guard there.flags == FirewallSocket.flags(set), there.keyLength == UInt32(set.key.bytes) else {
                 return .replace
             }
-            edit.compare(set.name, there.elements, set.elements)
+            if set.dynamicSize == nil { edit.compare(set.name, there.elements, set.elements) }
         }
         let sets = Set(wanted.sets.map(\.name))
         edit.staleSets = kernel.sets.keys.filter { !sets.contains($0) }.sorted()

@@ -6,10 +6,11 @@ import Netlink
 /// Listens to nftables: somebody else's transaction may have hit our table.
 public final class FirewallEvents {
     private let socket: NetlinkSocket
-    private let ownPort: UInt32
+    private let ownPorts: Set<UInt32>
 
-    public init(ownPort: UInt32) throws {
-        self.ownPort = ownPort
+    /// - Parameter ownPorts: of sockets whose transactions are our own.
+    public init(ownPorts: Set<UInt32>) throws {
+        self.ownPorts = ownPorts
         socket = try NetlinkSocket(bus: NETLINK_NETFILTER)
         try socket.join(group: 7)  // NFNLGRP_NFTABLES
         _ = culvert_receive_timeout(socket.descriptor, 0)
@@ -20,7 +21,7 @@ public final class FirewallEvents {
         var foreign = false
         do {
             try socket.receive { reply in
-                if reply.port != self.ownPort && self.isOfOurTable(reply) { foreign = true }
+                if !self.ownPorts.contains(reply.port) && self.isOfOurTable(reply) { foreign = true }
                 return true
             }
         } catch let error as NetlinkError where error.code == ENOBUFS {

@@ -15,7 +15,8 @@ public struct KernelFirewall {
     }
     struct Chain: Equatable {
         var kind: String
-        var hook: UInt32
+        /// nil: no base chain.
+        var hook: UInt32?
         var priority: Int32
         var rules: [String] = []
     }
@@ -34,39 +35,19 @@ public struct KernelFirewall {
 
 /// nftables through libnftnl. Each change is one transaction: all of it, or nothing.
 public final class FirewallSocket {
-    private let socket: NetlinkSocket
-    private var sequence: UInt32 = 1
-
-    /// nft's numbers of the data types `ipv4_addr`, and of two of them joined (six bits each).
-    private static let addressType: UInt32 = 7
-    private static let addressPairType: UInt32 = 7 << 6 | 7
+    let socket: NetlinkSocket
+    /// Of the last message that was sent.
+    private(set) var sequence: UInt32 = 1
 
     public init() throws { socket = try NetlinkSocket(bus: NETLINK_NETFILTER) }
     var portOfSocket: UInt32 { socket.port }
 
     // MARK: reading
 
-    private func request(
-        _ command: nf_tables_msg_types, flags: Int32, _ operation: String,
-        _ body: (UnsafeMutablePointer<nlmsghdr>) -> Void
-    )
-        -> NetlinkMessage
-    {
-        let bytes = [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
-            guard let base = buffer.baseAddress,
-                let header = nftnl_nlmsg_build_hdr(
-                    base, UInt16(command.rawValue), UInt16(NFPROTO_INET), UInt16(flags), 0)
-            else { return }
-            body(header)
-            count = Int(header.pointee.nlmsg_len)
-        }
-        return NetlinkMessage(operation: operation, raw: bytes)
-    }
-
     /// `nft list table inet culvert`; nil where there is none.
     public func read() throws -> KernelFirewall? {
         var exists = false
-        let get = request(NFT_MSG_GETTABLE, flags: 0, "nft list tables") {
+        let get = request(NFT_MSG_GETTABLE, family: UInt32(NFPROTO_INET), flags: 0, "nft list tables") {
             mnl_attr_put_strz($0, UInt16(NFTA_TABLE_NAME.rawValue), Ownership.firewallTable)
         }
         do { try socket.get(get) { _ in exists = true } } catch let error as NetlinkError {
@@ -81,7 +62,8 @@ public final class FirewallSocket {
         guard exists else { return nil }
         var result = KernelFirewall()
         try socket.dump(
-            request(NFT_MSG_GETCHAIN, flags: NLM_F_DUMP, "nft list chains") { _ in }, restart: result.chains.removeAll()
+            request(NFT_MSG_GETCHAIN, family: UInt32(NFPROTO_INET), flags: NLM_F_DUMP, "nft list chains") { _ in },
+            restart: result.chains.removeAll()
         ) { reply in
             guard let chain = nftnl_chain_alloc() else { return }
             defer { nftnl_chain_free(chain) }
@@ -91,7 +73,8 @@ public final class FirewallSocket {
             else { return }
             result.chains[text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_NAME.rawValue)))] = KernelFirewall.Chain(
                 kind: text(nftnl_chain_get_str(chain, UInt16(NFTNL_CHAIN_TYPE.rawValue))),
-                hook: nftnl_chain_get_u32(chain, UInt16(NFTNL_CHAIN_HOOKNUM.rawValue)),
+                hook: nftnl_chain_is_set(chain, UInt16(NFTNL_CHAIN_HOOKNUM.rawValue))
+                    ? nftnl_chain_get_u32(chain, UInt16(NFTNL_CHAIN_HOOKNUM.rawValue)) : nil,
                 priority: nftnl_chain_get_s32(chain, UInt16(NFTNL_CHAIN_PRIO.rawValue)))
         }
         func forgetRules() {
@@ -115,7 +98,7 @@ public final class FirewallSocket {
             }
         }
         try socket.dump(
-            request(NFT_MSG_GETSET, flags: NLM_F_DUMP, "nft list sets") {
+            request(NFT_MSG_GETSET, family: UInt32(NFPROTO_INET), flags: NLM_F_DUMP, "nft list sets") {
                 mnl_attr_put_strz($0, UInt16(NFTA_SET_TABLE.rawValue), Ownership.firewallTable)
             }, restart: result.sets.removeAll()
         ) { reply in
@@ -128,12 +111,14 @@ public final class FirewallSocket {
                 flags: nftnl_set_get_u32(set, UInt16(NFTNL_SET_FLAGS.rawValue)),
                 keyLength: nftnl_set_get_u32(set, UInt16(NFTNL_SET_KEY_LEN.rawValue)))
         }
-        for (name, set) in result.sets { result.sets[name]?.elements = try readElements(name, set) }
+        for (name, set) in result.sets where set.flags & UInt32(NFT_SET_EVAL.rawValue) == 0 {
+            result.sets[name]?.elements = try readElements(name, set)
+        }
         return result
     }
 
     private var ruleRequest: NetlinkMessage {
-        request(NFT_MSG_GETRULE, flags: NLM_F_DUMP, "nft list table inet culvert") {
+        request(NFT_MSG_GETRULE, family: UInt32(NFPROTO_INET), flags: NLM_F_DUMP, "nft list table inet culvert") {
             mnl_attr_put_strz($0, UInt16(NFTA_RULE_TABLE.rawValue), Ownership.firewallTable)
         }
     }
@@ -163,7 +148,9 @@ public final class FirewallSocket {
         var ends: Set<UInt32> = []
         let isPair = kernelSet.keyLength == UInt32(FirewallSet.Key.addressPair.bytes)
         let isInterval = kernelSet.flags & UInt32(NFT_SET_INTERVAL.rawValue) != 0
-        let get = request(NFT_MSG_GETSETELEM, flags: NLM_F_DUMP, "nft list set inet culvert \(name)") {
+        let get = request(
+            NFT_MSG_GETSETELEM, family: UInt32(NFPROTO_INET), flags: NLM_F_DUMP, "nft list set inet culvert \(name)"
+        ) {
             mnl_attr_put_strz($0, UInt16(NFTA_SET_ELEM_LIST_TABLE.rawValue), Ownership.firewallTable)
             mnl_attr_put_strz($0, UInt16(NFTA_SET_ELEM_LIST_SET.rawValue), name)
         }
@@ -230,14 +217,15 @@ public final class FirewallSocket {
     private static let concatFlag: UInt32 = 0x80
 
     static func flags(_ set: FirewallSet) -> UInt32 {
-        set.interval ? UInt32(NFT_SET_INTERVAL.rawValue) | (set.key == .addressPair ? concatFlag : 0) : 0
+        if set.dynamicSize != nil { return UInt32(NFT_SET_TIMEOUT.rawValue) | UInt32(NFT_SET_EVAL.rawValue) }
+        return set.interval ? UInt32(NFT_SET_INTERVAL.rawValue) | (set.key == .addressPair ? concatFlag : 0) : 0
     }
 
     /// Makes the change, as one transaction.
     ///
     /// - Parameter counters: the kernel's table so far, whose counters go on counting.
     public func apply(_ change: FirewallChange, wanted: FirewallTable?, counters: KernelFirewall? = nil) throws {
-        var batch = Batch(firstSequence: sequence)
+        var batch = FirewallBatch(firstSequence: sequence)
         func start(_ rule: FirewallRule, _ chain: String, _ before: [String: RuleExpressions.Counter])
             -> RuleExpressions
             .Counter
@@ -291,6 +279,13 @@ public final class FirewallSocket {
                 }
             }
         }
+        try commit(&batch)
+    }
+
+    /// Sends a transaction, and waits for the kernel's word.
+    ///
+    /// - Throws: what the kernel had against it; then none of it is done.
+    func commit(_ batch: inout FirewallBatch) throws {
         let (bytes, last, operations) = batch.finish()
         sequence = batch.sequence &+ 1
         try socket.send(bytes, operation: "nft -f")
@@ -310,185 +305,4 @@ public final class FirewallSocket {
         }
         if let failure { throw failure }
     }
-
-    /// A transaction under construction.
-    private struct Batch {
-        private(set) var sequence: UInt32
-        private var messages: [[UInt8]] = []
-        private var operations: [UInt32: String] = [:]
-        private let first: UInt32
-
-        init(firstSequence: UInt32) {
-            first = firstSequence
-            sequence = firstSequence
-        }
-
-        private mutating func add(
-            _ operation: String, _ type: nf_tables_msg_types, flags: Int32, capacity: Int = 8192,
-            _ body: (UnsafeMutablePointer<nlmsghdr>) -> Void
-        ) {
-            sequence &+= 1
-            operations[sequence] = operation
-            let number = sequence
-            messages.append(
-                [UInt8](unsafeUninitializedCapacity: capacity) { buffer, count in
-                    guard let base = buffer.baseAddress,
-                        let header = nftnl_nlmsg_build_hdr(
-                            base, UInt16(type.rawValue), UInt16(NFPROTO_INET), UInt16(flags), number)
-                    else { return }
-                    body(header)
-                    count = Int(header.pointee.nlmsg_len)
-                })
-        }
-
-        mutating func addTable() {
-            add("nft add table inet culvert", NFT_MSG_NEWTABLE, flags: NLM_F_CREATE) {
-                mnl_attr_put_strz($0, UInt16(NFTA_TABLE_NAME.rawValue), Ownership.firewallTable)
-            }
-        }
-        mutating func deleteTable(operation: String) {
-            add(operation, NFT_MSG_DELTABLE, flags: 0) {
-                mnl_attr_put_strz($0, UInt16(NFTA_TABLE_NAME.rawValue), Ownership.firewallTable)
-            }
-        }
-
-        private mutating func delete(_ operation: String, _ type: nf_tables_msg_types, _ attributes: [(Int, String)]) {
-            add(operation, type, flags: 0) { header in
-                for (attribute, name) in attributes { mnl_attr_put_strz(header, UInt16(attribute), name) }
-            }
-        }
-        /// All rules of a chain.
-        mutating func deleteRules(_ chain: String) {
-            delete(
-                "nft flush chain inet culvert \(chain)", NFT_MSG_DELRULE,
-                [
-                    (Int(NFTA_RULE_TABLE.rawValue), Ownership.firewallTable), (Int(NFTA_RULE_CHAIN.rawValue), chain),
-                ])
-        }
-        mutating func deleteChain(_ name: String) {
-            delete(
-                "nft delete chain inet culvert \(name)", NFT_MSG_DELCHAIN,
-                [
-                    (Int(NFTA_CHAIN_TABLE.rawValue), Ownership.firewallTable), (Int(NFTA_CHAIN_NAME.rawValue), name),
-                ])
-        }
-        mutating func deleteSet(_ name: String) {
-            delete(
-                "nft delete set inet culvert \(name)", NFT_MSG_DELSET,
-                [(Int(NFTA_SET_TABLE.rawValue), Ownership.firewallTable), (Int(NFTA_SET_NAME.rawValue), name)])
-        }
-
-        private var lastSetID: UInt32 = 0
-        /// The set with its elements.
-        mutating func add(_ set: FirewallSet) {
-            lastSetID += 1
-            addSet(set, id: lastSetID)
-            elements(set.elements, of: set, add: true)
-        }
-
-        private mutating func addSet(_ set: FirewallSet, id: UInt32) {
-            guard let object = nftnl_set_alloc() else { return }
-            defer { nftnl_set_free(object) }
-            nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE.rawValue), Ownership.firewallTable)
-            nftnl_set_set_str(object, UInt16(NFTNL_SET_NAME.rawValue), set.name)
-            nftnl_set_set_u32(object, UInt16(NFTNL_SET_FAMILY.rawValue), UInt32(NFPROTO_INET))
-            nftnl_set_set_u32(
-                object, UInt16(NFTNL_SET_KEY_TYPE.rawValue), set.key == .addressPair ? addressPairType : addressType)
-            nftnl_set_set_u32(object, UInt16(NFTNL_SET_KEY_LEN.rawValue), UInt32(set.key.bytes))
-            nftnl_set_set_u32(object, UInt16(NFTNL_SET_FLAGS.rawValue), FirewallSocket.flags(set))
-            nftnl_set_set_u32(object, UInt16(NFTNL_SET_ID.rawValue), id)
-            if set.key == .addressPair && set.interval {
-                nftnl_set_set_data(object, UInt16(NFTNL_SET_DESC_CONCAT.rawValue), [UInt8(4), 4], 2)
-            }
-            add("nft add set inet culvert \(set.name)", NFT_MSG_NEWSET, flags: NLM_F_CREATE | NLM_F_EXCL) {
-                nftnl_set_nlmsg_build_payload($0, object)
-            }
-        }
-
-        mutating func elements(_ sorted: [FirewallSet.Element], of set: FirewallSet, add adding: Bool) {
-            for start in stride(from: 0, to: sorted.count, by: 256) {
-                guard let object = nftnl_set_alloc() else { return }
-                defer { nftnl_set_free(object) }
-                nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE.rawValue), Ownership.firewallTable)
-                nftnl_set_set_str(object, UInt16(NFTNL_SET_NAME.rawValue), set.name)
-                for element in sorted[start..<min(start + 256, sorted.count)] { put(element, set, object) }
-                let verb = adding ? "add" : "delete"
-                add(
-                    "nft \(verb) element inet culvert \(set.name)", adding ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM,
-                    flags: adding ? NLM_F_CREATE : 0, capacity: 65536
-                ) { nftnl_set_elems_nlmsg_build_payload($0, object) }
-            }
-        }
-
-        private func put(_ element: FirewallSet.Element, _ set: FirewallSet, _ object: OpaquePointer) {
-            func bytes(_ values: UInt32...) -> [UInt8] {
-                values.flatMap { value in (0..<4).map { UInt8(truncatingIfNeeded: value >> (24 - 8 * UInt32($0))) } }
-            }
-            func add(_ key: [UInt8], end: [UInt8]? = nil, flags: UInt32 = 0) {
-                guard let item = nftnl_set_elem_alloc() else { return }
-                nftnl_set_elem_set(item, UInt16(NFTNL_SET_ELEM_KEY), key, UInt32(key.count))
-                if let end { nftnl_set_elem_set(item, UInt16(NFTNL_SET_ELEM_KEY_END), end, UInt32(end.count)) }
-                if flags != 0 { nftnl_set_elem_set_u32(item, UInt16(NFTNL_SET_ELEM_FLAGS), flags) }
-                nftnl_set_elem_add(object, item)
-            }
-            if set.key == .addressPair {
-                add(
-                    bytes(element.pair, element.first),
-                    end: set.interval ? bytes(element.pair, element.last) : nil)
-            } else {
-                add(bytes(element.first))
-                if set.interval && element.last < .max {
-                    add(bytes(element.last + 1), flags: UInt32(NFT_SET_ELEM_INTERVAL_END.rawValue))
-                }
-            }
-        }
-
-        mutating func addChain(_ chain: FirewallChain) {
-            guard let object = nftnl_chain_alloc() else { return }
-            defer { nftnl_chain_free(object) }
-            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_TABLE.rawValue), Ownership.firewallTable)
-            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_NAME.rawValue), chain.name)
-            nftnl_chain_set_str(object, UInt16(NFTNL_CHAIN_TYPE.rawValue), chain.kind.rawValue)
-            nftnl_chain_set_u32(object, UInt16(NFTNL_CHAIN_HOOKNUM.rawValue), chain.hook.rawValue)
-            nftnl_chain_set_s32(object, UInt16(NFTNL_CHAIN_PRIO.rawValue), chain.priority)
-            nftnl_chain_set_u32(object, UInt16(NFTNL_CHAIN_POLICY.rawValue), 1)  // NF_ACCEPT
-            add("nft add chain inet culvert \(chain.name)", NFT_MSG_NEWCHAIN, flags: NLM_F_CREATE | NLM_F_EXCL) {
-                nftnl_chain_nlmsg_build_payload($0, object)
-            }
-        }
-
-        mutating func addRule(_ rule: FirewallRule, chain: String, counter: RuleExpressions.Counter) {
-            guard let object = RuleExpressions.make(rule, chain: chain, counter: counter) else { return }
-            defer { nftnl_rule_free(object) }
-            let name = rule.comment.map { " comment \"\($0)\"" } ?? ""
-            add("nft add rule inet culvert \(chain)\(name)", NFT_MSG_NEWRULE, flags: NLM_F_CREATE | NLM_F_APPEND) {
-                nftnl_rule_nlmsg_build_payload($0, object)
-            }
-        }
-
-        /// The whole batch, the number of the message that is acknowledged, and what each message stands for.
-        mutating func finish() -> (bytes: [UInt8], last: UInt32, operations: [UInt32: String]) {
-            func edge(_ build: (UnsafeMutablePointer<CChar>, UInt32) -> Void, _ number: UInt32) -> [UInt8] {
-                [UInt8](unsafeUninitializedCapacity: 64) { buffer, count in
-                    guard let base = buffer.baseAddress else { return }
-                    UnsafeMutableRawPointer(base).withMemoryRebound(to: CChar.self, capacity: 64) { build($0, number) }
-                    count = Int(UnsafeRawPointer(base).load(as: nlmsghdr.self).nlmsg_len)
-                }
-            }
-            let last = sequence
-            sequence &+= 1
-            if var message = messages.popLast() {
-                message.withUnsafeMutableBytes { raw in
-                    raw.baseAddress?.assumingMemoryBound(to: nlmsghdr.self).pointee.nlmsg_flags |= UInt16(NLM_F_ACK)
-                }
-                messages.append(message)
-            }
-            let bytes =
-                edge({ nftnl_batch_begin($0, $1) }, first) + messages.flatMap { $0 }
-                + edge({ nftnl_batch_end($0, $1) }, sequence)
-            return (bytes, last, operations)
-        }
-    }
-
-    private func text(_ pointer: UnsafePointer<CChar>?) -> String { pointer.map { String(cString: $0) } ?? "" }
 }

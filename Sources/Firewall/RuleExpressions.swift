@@ -4,9 +4,13 @@ import Model
 
 /// A rule as libnftnl's expressions, and as the text that two rules are compared by.
 enum RuleExpressions {
-    /// linux/netfilter/nf_tables.h: the first register, and the second 32-bit one for the other half of a pair.
+    /// linux/netfilter/nf_tables.h: the first register.
     private static let register = UInt32(NFT_REG_1.rawValue)
-    private static let secondRegister = UInt32(NFT_REG32_01.rawValue)
+    /// The 32-bit register of the nth field of a joined key, by the name that the kernel prints for it.
+    private static func register(_ index: Int) -> UInt32 {
+        index % 4 == 0
+            ? UInt32(NFT_REG_1.rawValue) + UInt32(index / 4) : UInt32(NFT_REG32_00.rawValue) + UInt32(index)
+    }
 
     /// Packets and bytes of one counter.
     struct Counter: Equatable {
@@ -78,7 +82,10 @@ enum RuleExpressions {
         case .ipProtocol: (base, offset) = (UInt32(NFT_PAYLOAD_NETWORK_HEADER.rawValue), 9)
         case .sourceAddress: (base, offset) = (UInt32(NFT_PAYLOAD_NETWORK_HEADER.rawValue), 12)
         case .destinationAddress: (base, offset) = (UInt32(NFT_PAYLOAD_NETWORK_HEADER.rawValue), 16)
-        case .udpDestinationPort: (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), 2)
+        case .icmpType: (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), 0)
+        case .udpSourcePort, .sourcePort: (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), 0)
+        case .udpDestinationPort, .destinationPort:
+            (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), 2)
         case .tcpFlags: (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), 13)
         case .transport(let bits, _): (base, offset) = (UInt32(NFT_PAYLOAD_TRANSPORT_HEADER.rawValue), bits / 8)
         case .network(let address, let prefixLength):
@@ -114,6 +121,26 @@ enum RuleExpressions {
         }
     }
 
+    /// Loads what connection tracking knows of the packet.
+    private static func connection(_ rule: OpaquePointer, _ key: nft_ct_keys) {
+        expression(rule, "ct") {
+            nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_CT_KEY), key.rawValue)
+            nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_CT_DREG), register)
+        }
+    }
+
+    private static func changeMark(_ rule: OpaquePointer, clearing: UInt32, setting: UInt32) {
+        meta(rule, UInt32(NFT_META_MARK.rawValue))
+        mask(rule, native(~clearing), setting: native(setting), in: register)
+        expression(rule, "meta") {
+            nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_META_KEY), UInt32(NFT_META_MARK.rawValue))
+            nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_META_SREG), register)
+        }
+    }
+
+    /// Registers have marks and states in the machine's own byte order.
+    private static func native(_ value: UInt32) -> [UInt8] { withUnsafeBytes(of: value) { Array($0) } }
+
     private static func bigEndian(_ value: UInt32, count: Int) -> [UInt8] {
         (0..<count).map { UInt8(truncatingIfNeeded: value >> (8 * UInt32(count - 1 - $0))) }
     }
@@ -137,15 +164,59 @@ enum RuleExpressions {
             mask(rule, [0x06], in: register)
             compare(rule, [0x02])
         case .lookup(let fields, let set, let negated):
-            for (index, field) in fields.enumerated() {
-                load(rule, field, into: index == 0 ? register : secondRegister)
-            }
+            for (index, field) in fields.enumerated() { load(rule, field, into: register(index)) }
             expression(rule, "lookup") {
                 nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_LOOKUP_SREG), register)
                 nftnl_expr_set_str($0, UInt16(NFTNL_EXPR_LOOKUP_SET), set)
                 nftnl_expr_set_u32(
                     $0, UInt16(NFTNL_EXPR_LOOKUP_FLAGS), negated ? UInt32(NFT_LOOKUP_F_INV.rawValue) : 0)
             }
+        case .update(let fields, let set, let seconds):
+            for (index, field) in fields.enumerated() { load(rule, field, into: register(index)) }
+            expression(rule, "dynset") {
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_DYNSET_SREG_KEY), register)
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_DYNSET_OP), UInt32(NFT_DYNSET_OP_UPDATE.rawValue))
+                nftnl_expr_set_u64($0, UInt16(NFTNL_EXPR_DYNSET_TIMEOUT), seconds * 1000)
+                nftnl_expr_set_str($0, UInt16(NFTNL_EXPR_DYNSET_SET_NAME), set)
+            }
+        case .tcpFlags(let value, let flags):
+            load(rule, .layer4Protocol)
+            compare(rule, [6])
+            load(rule, .tcpFlags)
+            mask(rule, [flags.rawValue], in: register)
+            compare(rule, [value.rawValue])
+        case .connectionState(let states):
+            connection(rule, NFT_CT_STATE)
+            mask(rule, native(states.rawValue), in: register)
+            compare(rule, native(0), negated: true)
+        case .comesByNoRouteBack:
+            expression(rule, "fib") {
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_FIB_DREG), register)
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_FIB_RESULT), NFT_FIB_RESULT_OIF.rawValue)
+                nftnl_expr_set_u32(
+                    $0, UInt16(NFTNL_EXPR_FIB_FLAGS),
+                    NFTA_FIB_F_SADDR.rawValue | NFTA_FIB_F_MARK.rawValue | NFTA_FIB_F_IIF.rawValue
+                        | NFTA_FIB_F_PRESENT.rawValue)
+            }
+            compare(rule, native(0))
+        case .originalDirection:
+            connection(rule, NFT_CT_DIRECTION)
+            compare(rule, [0])  // IP_CT_DIR_ORIGINAL
+        case .destinationTranslated:
+            connection(rule, NFT_CT_STATUS)
+            mask(rule, native(0x20), in: register)  // IPS_DST_NAT
+            compare(rule, native(0), negated: true)
+        case .originalZone(let zone):
+            immediate(rule, withUnsafeBytes(of: zone) { Array($0) })
+            expression(rule, "ct") {
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_CT_KEY), NFT_CT_ZONE.rawValue)
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_CT_SREG), register)
+                nftnl_expr_set_u8($0, UInt16(NFTNL_EXPR_CT_DIR), 0)  // IP_CT_DIR_ORIGINAL
+            }
+        case .marked(let bits, let negated):
+            meta(rule, UInt32(NFT_META_MARK.rawValue))
+            mask(rule, native(bits), in: register)
+            compare(rule, native(negated ? 0 : bits))
         case .counter:
             expression(rule, "counter") {
                 nftnl_expr_set_u64($0, UInt16(NFTNL_EXPR_CTR_PACKETS), counter.packets)
@@ -154,14 +225,14 @@ enum RuleExpressions {
         case .accept: verdict(rule, 1)  // NF_ACCEPT
         case .drop: verdict(rule, 0)  // NF_DROP
         case .notrack: expression(rule, "notrack")
-        case .setMark(let bits):
-            meta(rule, UInt32(NFT_META_MARK.rawValue))
-            // Registers have the mark in the machine's own byte order.
-            func native(_ value: UInt32) -> [UInt8] { withUnsafeBytes(of: value) { Array($0) } }
-            mask(rule, native(~bits), setting: native(bits), in: register)
-            expression(rule, "meta") {
-                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_META_KEY), UInt32(NFT_META_MARK.rawValue))
-                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_META_SREG), register)
+        case .setMark(let bits): changeMark(rule, clearing: bits, setting: bits)
+        case .clearMark(let bits): changeMark(rule, clearing: bits, setting: 0)
+        case .goBack: verdict(rule, -5)  // NFT_RETURN
+        case .jump(let chain):
+            expression(rule, "immediate") {
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_IMM_DREG), UInt32(NFT_REG_VERDICT.rawValue))
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_IMM_VERDICT), UInt32(bitPattern: -3))  // NFT_JUMP
+                nftnl_expr_set_str($0, UInt16(NFTNL_EXPR_IMM_CHAIN), chain)
             }
         case .snat(let address):
             immediate(rule, address.bytes)

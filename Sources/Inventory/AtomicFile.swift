@@ -14,6 +14,13 @@ public enum AtomicFile {
     ///   - mode: whatever the umask is.
     ///   - isSynced: it must outlive a power failure.
     public static func write(_ text: String, to path: String, mode: mode_t, isSynced: Bool = false) throws(Failure) {
+        try write(text, to: path, mode: mode, sync: isSynced ? { fsync($0) } : nil)
+    }
+
+    /// - Parameter sync: has the disk keep what was written to a file or a directory, as `fsync` does; nil: it need not.
+    static func write(
+        _ text: String, to path: String, mode: mode_t, sync: ((_ file: Int32) -> Int32)?
+    ) throws(Failure) {
         let directory = (path as NSString).deletingLastPathComponent
         // Hidden, so that nobody who lists the directory takes it for one of its files.
         let temporary = directory + "/." + (path as NSString).lastPathComponent
@@ -28,12 +35,18 @@ public enum AtomicFile {
             if count > 0 { done += count } else { code = count < 0 ? culvert_errno() : ENOSPC }
         }
         if code == 0 && fchmod(file, mode) != 0 { code = culvert_errno() }
-        if code == 0 && isSynced && fsync(file) != 0 { code = culvert_errno() }
+        if code == 0, let sync, sync(file) != 0 { code = culvert_errno() }
         close(file)
         if code == 0 && rename(temporary, path) != 0 { code = culvert_errno() }
         guard code == 0 else {
             unlink(temporary)
             throw Failure(path: path, code: code)
         }
+        guard let sync else { return }
+        // The new name is the directory's content, not the file's (fsync(2)).
+        let parent = open(directory.isEmpty ? "." : directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard parent >= 0 else { throw Failure(path: path, code: culvert_errno()) }
+        defer { close(parent) }
+        if sync(parent) != 0 { throw Failure(path: path, code: culvert_errno()) }
     }
 }

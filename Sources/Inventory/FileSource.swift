@@ -61,10 +61,7 @@ public actor FileSource: InventorySource {
 
     /// Files are complete by definition: a pod that they do not hold has no labels.
     public nonisolated func identify(_ pod: PodReference) -> PodLookup { PodLookup(.given) }
-    /// `<run-dir>/published` is all there is.
-    public func publish(annotations: [String: String]) {}
-    public func report(_ policies: [PolicyReport]) {}
-    public func useGateways(_ names: Set<String>) {}
-    public func record(_ event: ObjectEvent) {}
+    /// All annotations in the files are read anyway.
+    public nonisolated func look(atGateways names: Set<String>, inDoubt: Set<String>) {}
     public func status() -> JSON { .make(("source", .string("file")), ("path", .string(directory))) }
 }

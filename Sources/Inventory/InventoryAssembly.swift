@@ -34,6 +34,12 @@ extension Inventory {
                 case .peer(let peer): if isNew("Peer \(peer.name)", file) { peers.append(peer) }
                 case .ciliumConfig(let data):
                     if isNew("ConfigMap cilium-config", file) { cilium = CiliumSettings(data: data) }
+                case .serviceCIDR(let name, let networks):
+                    if isNew("ServiceCIDR \(name)", file) { services.objects[name] = networks }
+                case .kubeadmConfig(let networks):
+                    if isNew("ConfigMap kubeadm-config", file) { services.kubeadm = networks }
+                case .apiServerService(let addresses):
+                    if isNew("Service default/kubernetes", file) { services.apiServer = addresses }
                 }
             }
         }

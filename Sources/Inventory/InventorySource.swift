@@ -1,7 +1,7 @@
 import Jansson
 import Model
 
-/// Where nodes, pods and policies come from.
+/// Where nodes, pods and policies come from. A source only reads; what this node tells others is a `NodePublisher`'s.
 public protocol InventorySource: Sendable {
     /// Says that `inventory()` may have changed. One reader.
     var changes: AsyncStream<Void> { get }
@@ -11,14 +11,12 @@ public protocol InventorySource: Sendable {
     func inventory() async -> Inventory
     /// Waits until the pod of an ADD is known well enough to judge it by its labels.
     func identify(_ pod: PodReference) async throws(PodLookup.Failure) -> PodLookup
-    /// Tells the other nodes what this node says of itself; called whenever that changes.
-    func publish(annotations: [String: String]) async
-    /// Tells people what became of the policies of which this node is to tell; called whenever that changes.
-    func report(_ policies: [PolicyReport]) async
-    /// Names the gateways of this node's pods, of which people want to see the egress address; called whenever they change.
-    func useGateways(_ names: Set<String>) async
-    /// Something happened that a person who looks at the object should see.
-    func record(_ event: ObjectEvent) async
+    /// Names the gateways of this node's pods, of which more has to be known than of other nodes: what they say of
+    /// themselves (their egress address), and whether Kubernetes has given them up. Called whenever they change. A source
+    /// that does not read all of the other nodes asks for these.
+    ///
+    /// - Parameter inDoubt: those in use of which no echo tells anything: they are asked for more often.
+    func look(atGateways names: Set<String>, inDoubt: Set<String>) async
     /// For `culvertctl status`.
     func status() async -> JSON
 }
@@ -62,41 +60,4 @@ public struct PodLookup: Equatable, Sendable {
     }
     public let origin: Origin
     public init(_ origin: Origin) { self.origin = origin }
-}
-
-/// `status` of an EgressPolicy.
-public struct PolicyReport: Hashable, Sendable {
-    public let name: String
-    /// Names of nodes.
-    public let activeGateways: [String]
-    /// Why the policy is not in force; empty when it is.
-    public let reason: String
-    /// Pods in the whole cluster that its selectors match; nil: not counted yet. The source counts them.
-    public var selectedPods: Int?
-    /// How many nodes go before this one to tell it: 0 for the gateway. Where there is no gateway, nobody can know which of
-    /// the nodes run a helper.
-    public let rank: Int
-    public init(name: String, activeGateways: [String], reason: String, rank: Int = 0) {
-        self.rank = rank
-        self.name = name
-        self.activeGateways = activeGateways
-        self.reason = reason
-    }
-}
-
-/// For `kubectl describe`.
-public struct ObjectEvent: Hashable, Sendable {
-    public enum Subject: Hashable, Sendable {
-        case pod(namespace: String, name: String, uid: String)
-        case policy(name: String, source: EgressPolicy.Source)
-    }
-    public let subject: Subject
-    /// CamelCase, e.g. `NoGateway`.
-    public let reason: String
-    public let message: String
-    public init(_ subject: Subject, reason: String, message: String) {
-        self.subject = subject
-        self.reason = reason
-        self.message = message
-    }
 }

@@ -95,11 +95,31 @@ struct ManifestReader {
         }
         return networks
     }
-    /// The first member that is not one of these.
-    func unknownMember(besides known: Set<String>) -> String? {
-        for member in value.members ?? [] where !known.contains(member.key) && !member.value.isNull {
-            return child(member.key)
+    func namespaces(_ key: String) throws(Failure) -> NamespaceList {
+        let names = try strings(key) ?? []
+        do throws(NamespaceList.Failure) { return try NamespaceList(names) } catch {
+            throw fail("\(key)[\(error.place)]", error.message)
         }
-        return nil
+    }
+
+    /// Networks of Services, of a list of texts that stands at `key`.
+    func serviceNetworks(_ key: String, _ texts: [String]) throws(Failure) -> [IPNetwork] {
+        var networks: [IPNetwork] = []
+        for text in texts {
+            guard let network = IPNetwork(text) else {
+                throw fail(key, "\"\(text)\" is not a network in CIDR notation")
+            }
+            guard ServiceNetworks.isPlausible(network) else {
+                throw fail(key, "\(network) is larger than a network of Services can be")
+            }
+            networks.append(network)
+        }
+        return networks
+    }
+    /// The first member that is not one of these.
+    func unknownMember(besides known: Set<String>) -> String? { unknownMembers(besides: known).first }
+    /// The members that are not one of these.
+    func unknownMembers(besides known: Set<String>) -> [String] {
+        (value.members ?? []).filter { !known.contains($0.key) && !$0.value.isNull }.map { child($0.key) }
     }
 }

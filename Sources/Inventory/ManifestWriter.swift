@@ -21,6 +21,24 @@ public enum ManifestWriter {
         case .peer(let peer): self.peer(peer)
         case .ciliumConfig(let data):
             make("v1", "ConfigMap", metadata(name: "cilium-config", namespace: "kube-system"), ("data", map(data)))
+        case .serviceCIDR(let name, let networks):
+            make(
+                "networking.k8s.io/v1", "ServiceCIDR", metadata(name: name), ("spec", .make(("cidrs", texts(networks))))
+            )
+        case .kubeadmConfig(let networks):
+            make(
+                "v1", "ConfigMap", metadata(name: "kubeadm-config", namespace: "kube-system"),
+                (
+                    "data",
+                    map([
+                        "ClusterConfiguration":
+                            "networking: {serviceSubnet: \"\(networks.map(\.description).joined(separator: ","))\"}"
+                    ])
+                ))
+        case .apiServerService(let addresses):
+            make(
+                "v1", "Service", metadata(name: "kubernetes", namespace: "default"),
+                ("spec", .make(("clusterIPs", texts(addresses)))))
         }
     }
 
@@ -61,7 +79,17 @@ public enum ManifestWriter {
         let metadata = metadata(name: node.name, labels: node.labels, annotations: node.annotations)
         guard isWhole else { return make("v1", "Node", metadata) }
         return make(
-            "v1", "Node", metadata, ("spec", .make(("podCIDRs", texts(node.podCIDRs)))),
+            "v1", "Node", metadata,
+            (
+                "spec",
+                .make(
+                    ("podCIDRs", texts(node.podCIDRs)),
+                    (
+                        "taints",
+                        node.isGivenUp
+                            ? .array([.make(("key", .string("node.kubernetes.io/unreachable")))]) : nil
+                    ))
+            ),
             (
                 "status",
                 .make(
@@ -147,7 +175,6 @@ public enum ManifestWriter {
     }
 
     private static func policy(_ policy: EgressPolicy) -> JSON {
-        var gateway: [JSON.Member] = [JSON.Member("nodeSelector", selector(policy.gatewaySelector))]
         var spec: [JSON.Member] = [
             JSON.Member(
                 "selectors",
@@ -159,13 +186,38 @@ public enum ManifestWriter {
                     })), JSON.Member("destinationCIDRs", texts(policy.destinations)),
             JSON.Member("excludedCIDRs", texts(policy.exclusions)),
         ]
-        switch policy.egress {
-        case .defaultAddress: break
-        case .address(let address): gateway.append(.init("egressIP", .string("\(address)")))
-        case .interface(let name): gateway.append(.init("interface", .string(name)))
-        case .untranslated: spec.append(.init("snat", .bool(false)))
+        func gateway(_ entry: EgressPolicy.GatewayEntry) -> JSON {
+            var members: [JSON.Member] = [JSON.Member("nodeSelector", selector(entry.selector))]
+            switch entry.egress {
+            case .defaultAddress, .untranslated: break
+            case .address(let address): members.append(.init("egressIP", .string("\(address)")))
+            case .interface(let name): members.append(.init("interface", .string(name)))
+            }
+            return .object(members)
         }
-        spec.append(.init("egressGateway", .object(gateway)))
+        if policy.egress == .untranslated { spec.append(.init("snat", .bool(false))) }
+        if policy.hasGatewayList {
+            spec.append(.init("egressGateways", .array(policy.gatewayEntries.map(gateway))))
+        } else {
+            spec.append(.init("egressGateway", gateway(policy.gatewayEntries[0])))
+        }
+        if policy.source == .culvert {
+            let checks = policy.healthChecks
+            spec += [
+                .init("mode", .string(policy.mode.rawValue)), .init("locality", .string(policy.locality.rawValue)),
+                // Where it is empty, the release before must not find a field that it does not know.
+                .init(
+                    "allowAnnotation",
+                    policy.allowAnnotation.names.isEmpty ? .null : texts(policy.allowAnnotation.names)),
+                .init("failBack", policy.failBack.map { .bool($0) } ?? .null),
+                .init(
+                    "healthChecks",
+                    .make(
+                        ("interval", .string("\(checks.interval)ms")),
+                        ("multiplier", .integer(Int64(checks.multiplier))),
+                        ("targets", .array(checks.targets.map { .string("\($0)") })))),
+            ]
+        }
         // What a refused policy was refused for is not written here: so that it is refused again, and for that reason.
         if !policy.refusal.isEmpty {
             spec.append(
@@ -177,6 +229,7 @@ public enum ManifestWriter {
         }
         return make(
             policy.source == .cilium ? "cilium.io/v2" : "culvert.dev/v1alpha1", policy.source.rawValue,
-            metadata(name: policy.name), ("spec", .object(spec)))
+            metadata(name: policy.name).setting(
+                "generation", to: policy.generation.map { .integer($0) } ?? .null), ("spec", .object(spec)))
     }
 }

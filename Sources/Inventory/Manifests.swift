@@ -13,6 +13,12 @@ public enum ManifestObject: Equatable, Sendable {
     case policy(EgressPolicy)
     case peer(MeshPeer)
     case ciliumConfig([String: String])
+    /// A ServiceCIDR (networking.k8s.io/v1).
+    case serviceCIDR(name: String, networks: [IPNetwork])
+    /// What kubeadm's ConfigMap says of Services' networks.
+    case kubeadmConfig([IPNetwork])
+    /// Addresses of the Service `kubernetes` in `default`.
+    case apiServerService([IPAddress])
 }
 
 /// What a CiliumNode (cilium.io/v2), or Cilium's key-value store, says of the Node of its name.
@@ -99,8 +105,18 @@ public enum Manifests {
         case ("culvert.dev", "EgressPolicy"): objects.append(.policy(try PolicyManifest.read(reader, .culvert)))
         case ("kilo.squat.ai", "Peer"): objects.append(.peer(try PeerManifest.read(reader)))
         case ("", "ConfigMap"):
-            if try metadata(reader).required("name") == "cilium-config" {
-                objects.append(.ciliumConfig(try reader.map("data")))
+            switch try metadata(reader).required("name") {
+            case "cilium-config": objects.append(.ciliumConfig(try reader.map("data")))
+            // Anybody may have one of this name in a namespace of their own.
+            case "kubeadm-config" where try metadata(reader).string("namespace") ?? "kube-system" == "kube-system":
+                objects.append(.kubeadmConfig(try ServiceNetworkManifests.kubeadm(reader)))
+            default: break
+            }
+        case ("networking.k8s.io", "ServiceCIDR"):
+            objects.append(try ServiceNetworkManifests.serviceCIDR(reader))
+        case ("", "Service"):
+            if let addresses = try ServiceNetworkManifests.apiServer(reader) {
+                objects.append(.apiServerService(addresses))
             }
         default: break
         }
@@ -116,6 +132,11 @@ public enum Manifests {
         guard let address = IPAddress(text) else { throw reader.fail(key, "\"\(text)\" is not an IP address") }
         return address
     }
+
+    /// Taints by which Kubernetes says that it has given a node up.
+    private static let givenUpTaints: Set = [
+        "node.kubernetes.io/unreachable", "node.kubernetes.io/out-of-service",
+    ]
 
     private static func node(_ reader: ManifestReader) throws(ManifestReader.Failure) -> Node {
         let metadata = try metadata(reader)
@@ -140,6 +161,10 @@ public enum Manifests {
                     throw spec.fail("podCIDR", "\"\(text)\" is not a network in CIDR notation")
                 }
                 node.podCIDRs = [network]
+            }
+            for taint in try spec.objects("taints") ?? []
+            where givenUpTaints.contains(try taint.string("key") ?? "") {
+                node.isGivenUp = true
             }
         }
         for network in NodeAddressAnnotations.networks(NodeAddressAnnotations.podCIDRs, of: node.annotations)

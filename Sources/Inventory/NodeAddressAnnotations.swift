@@ -27,7 +27,7 @@ enum NodeAddressAnnotations {
         func report(_ key: String, _ what: String) -> InventoryProblem {
             InventoryProblem(
                 file: "Node \(node.name)", field: "metadata.annotations[\"\(key)\"]",
-                message: "\"\(node.annotations[key] ?? "")\" is not \(what); it is left out")
+                message: "\"\(shown(node.annotations[key] ?? ""))\" is not \(what); it is left out")
         }
         var problems: [InventoryProblem] = []
         for key in nodeAddresses + overlayAddresses + lastOverlayAddresses {
@@ -40,6 +40,9 @@ enum NodeAddressAnnotations {
         }
         return problems
     }
+
+    /// As much of a stranger's text as a message needs.
+    static func shown(_ text: String) -> String { text.utf8.count <= 100 ? text : text.prefix(80) + "…" }
 
     private static func isNone(_ text: String) -> Bool { text.isEmpty || text == "-" }
 

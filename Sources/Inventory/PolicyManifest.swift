@@ -15,6 +15,7 @@ struct PolicyManifest {
     static func read(_ reader: ManifestReader, _ source: EgressPolicy.Source) throws(Failure) -> EgressPolicy {
         var manifest = PolicyManifest(
             policy: EgressPolicy(name: try Manifests.metadata(reader).required("name"), source: source))
+        manifest.policy.generation = reader.value["metadata"]?["generation"]?.integer
         do throws(Failure) {
             guard let spec = try reader.object("spec") else { throw reader.fail("spec", "is missing") }
             manifest.read(spec)
@@ -29,13 +30,23 @@ struct PolicyManifest {
     private mutating func read(_ spec: ManifestReader) {
         readCachedRefusal(spec)
         var known: Set = [
-            "selectors", "destinationCIDRs", "excludedCIDRs", "egressGateway", PolicyManifest.cachedRefusal,
+            "selectors", "destinationCIDRs", "excludedCIDRs", "egressGateway", "egressGateways",
+            PolicyManifest.cachedRefusal,
         ]
-        if policy.source == .culvert { known.insert("snat") }
+        if policy.source == .culvert {
+            known.formUnion(["snat", "mode", "failBack", "locality", "healthChecks", "allowAnnotation"])
+        }
         attempt { (_) throws(Failure) in try PolicyManifest.only(known, in: spec) }
         readSelectors(spec)
         readNetworks(spec)
-        attempt { (manifest) throws(Failure) in try manifest.readGateway(spec) }
+        attempt { (manifest) throws(Failure) in try manifest.readGateways(spec) }
+        if policy.source == .culvert {
+            attempt { (manifest) throws(Failure) in try manifest.readChoice(spec) }
+            attempt { (manifest) throws(Failure) in try manifest.readHealthChecks(spec) }
+            attempt { (manifest) throws(Failure) in
+                manifest.policy.allowAnnotation = try spec.namespaces("allowAnnotation")
+            }
+        }
         if !policy.destinations.isEmpty && policy.destinations.allSatisfy({ $0.family == .v6 }) {
             refuse("spec.destinationCIDRs has only IPv6 networks, and this release routes IPv4")
         }
@@ -109,23 +120,36 @@ struct PolicyManifest {
         try only(["matchLabels", "matchExpressions"], in: selector)
         var result = LabelSelector()
         for (label, value) in try selector.map("matchLabels").sorted(by: { $0.key < $1.key }) {
+            guard LabelSyntax.isName(plain(label)) else {
+                throw selector.fail("matchLabels", "has \"\(label)\", which \(LabelSyntax.nameRule)")
+            }
+            guard LabelSyntax.isValue(value) else {
+                throw selector.fail("matchLabels.\(label)", "\"\(value)\" \(LabelSyntax.valueRule)")
+            }
             result.matchLabels[plain(label)] = value
         }
         for expression in try selector.objects("matchExpressions") ?? [] {
             try only(["key", "operator", "values"], in: expression)
-            let name = try expression.required("operator")
-            guard let operation = LabelSelector.Operator(rawValue: name) else {
-                throw expression.fail("operator", "\"\(name)\" is none of In, NotIn, Exists, DoesNotExist")
+            let operatorName = try expression.required("operator")
+            guard let operation = LabelSelector.Operator(rawValue: operatorName) else {
+                throw expression.fail("operator", "\"\(operatorName)\" is none of In, NotIn, Exists, DoesNotExist")
             }
             let values = try expression.strings("values") ?? []
             switch operation {
             case .isIn, .notIn:
-                if values.isEmpty { throw expression.fail("values", "must not be empty for \(name)") }
+                if values.isEmpty { throw expression.fail("values", "must not be empty for \(operatorName)") }
             case .exists, .doesNotExist:
-                if !values.isEmpty { throw expression.fail("values", "must be empty for \(name)") }
+                if !values.isEmpty { throw expression.fail("values", "must be empty for \(operatorName)") }
             }
-            result.matchExpressions.append(
-                .init(key: plain(try expression.required("key")), operation: operation, values: values))
+            for value in values where !LabelSyntax.isValue(value) {
+                throw expression.fail("values", "has \"\(value)\", which \(LabelSyntax.valueRule)")
+            }
+            let name = try expression.string("key") ?? ""
+            let label = plain(name)
+            guard LabelSyntax.isName(label) else {
+                throw expression.fail("key", name.isEmpty ? "is missing" : "\"\(name)\" \(LabelSyntax.nameRule)")
+            }
+            result.matchExpressions.append(.init(key: label, operation: operation, values: values))
         }
         return result
     }
@@ -170,7 +194,8 @@ struct PolicyManifest {
         }
         var networks: [IPNetwork] = []
         for element in elements {
-            if let network = element.value.string.flatMap({ IPNetwork($0) }) {
+            // (Kubernetes refuses an IPv4 network that is written as IPv6.)
+            if let network = element.value.string.flatMap({ IPNetwork($0) }), !network.address.isMappedV4 {
                 networks.append(network)
             } else {
                 refuse(
@@ -186,21 +211,40 @@ struct PolicyManifest {
 
     // MARK: by which gateway, and with which address
 
-    private mutating func readGateway(_ spec: ManifestReader) throws(Failure) {
-        guard let gateway = try spec.object("egressGateway") else { throw spec.fail("egressGateway", "is missing") }
+    /// `egressGateways`, and where it is missing or empty `egressGateway`, as Cilium reads them.
+    private mutating func readGateways(_ spec: ManifestReader) throws(Failure) {
+        let list = try spec.objects("egressGateways") ?? []
+        policy.hasGatewayList = !list.isEmpty
+        if list.isEmpty {
+            guard let gateway = try spec.object("egressGateway") else {
+                throw spec.fail("egressGateway", "is missing, and so is egressGateways")
+            }
+            policy.gatewayEntries = [try readGateway(spec, gateway)]
+            return
+        }
+        var entries: [EgressPolicy.GatewayEntry] = []
+        for gateway in list {
+            let entry = try readGateway(spec, gateway)
+            if !entries.contains(entry) { entries.append(entry) }
+        }
+        policy.gatewayEntries = entries
+    }
+
+    private mutating func readGateway(
+        _ spec: ManifestReader, _ gateway: ManifestReader
+    ) throws(Failure) -> EgressPolicy.GatewayEntry {
         attempt { (_) throws(Failure) in
             try PolicyManifest.only(["nodeSelector", "egressIP", "interface"], in: gateway)
         }
-        attempt { (manifest) throws(Failure) in
-            guard let nodes = try PolicyManifest.labelSelector(gateway, "nodeSelector") else {
-                throw gateway.fail("nodeSelector", "is missing: it names the nodes that may be the gateway")
-            }
-            manifest.policy.gatewaySelector = nodes
+        guard let nodes = try PolicyManifest.labelSelector(gateway, "nodeSelector") else {
+            throw gateway.fail("nodeSelector", "is missing: it names the nodes that may be the gateway")
         }
-        try readEgress(spec, gateway)
+        return EgressPolicy.GatewayEntry(nodes, egress: try readEgress(spec, gateway))
     }
 
-    private mutating func readEgress(_ spec: ManifestReader, _ gateway: ManifestReader) throws(Failure) {
+    private mutating func readEgress(
+        _ spec: ManifestReader, _ gateway: ManifestReader
+    ) throws(Failure) -> EgressPolicy.Egress {
         let addressText = try gateway.string("egressIP") ?? ""
         let interface = try gateway.string("interface") ?? ""
         let translated = policy.source == .culvert ? try spec.bool("snat") ?? true : true
@@ -215,16 +259,66 @@ struct PolicyManifest {
             guard let address = IPAddress(addressText) else {
                 throw gateway.fail("egressIP", "\"\(addressText)\" is not an IP address")
             }
-            policy.egress = .address(address)
             if address.family == .v6 { refuse("egressIP \(address) is IPv6, and this release routes IPv4") }
-        } else if !interface.isEmpty {
+            return .address(address)
+        }
+        if !interface.isEmpty {
             guard interface.utf8.count <= 15 else {
                 throw gateway.fail(
                     "interface", "\"\(interface)\" is longer than the 15 characters of an interface name")
             }
-            policy.egress = .interface(interface)
-        } else if !translated {
-            policy.egress = .untranslated
+            return .interface(interface)
         }
+        return translated ? .defaultAddress : .untranslated
+    }
+
+    // MARK: which of several gateways, and how they are watched
+
+    private mutating func readChoice(_ spec: ManifestReader) throws(Failure) {
+        policy.mode = try choice(spec, "mode") ?? policy.mode
+        policy.locality = try choice(spec, "locality") ?? policy.locality
+        policy.failBack = try spec.bool("failBack")
+    }
+
+    private func choice<T: RawRepresentable & CaseIterable>(
+        _ spec: ManifestReader, _ key: String
+    ) throws(Failure) -> T? where T.RawValue == String {
+        guard let text = try spec.string(key) else { return nil }
+        if let value = T(rawValue: text) { return value }
+        throw spec.fail(key, "\"\(text)\" is none of \(T.allCases.map(\.rawValue).joined(separator: ", "))")
+    }
+
+    private mutating func readHealthChecks(_ spec: ManifestReader) throws(Failure) {
+        guard let checks = try spec.object("healthChecks") else { return }
+        try PolicyManifest.only(["interval", "multiplier", "targets"], in: checks)
+        if let text = try checks.string("interval") {
+            guard let interval = PolicyManifest.milliseconds(text), HealthChecks.intervals.contains(interval) else {
+                throw checks.fail("interval", "\"\(text)\" is not a duration between 20ms and 10s, such as 100ms")
+            }
+            policy.healthChecks.interval = interval
+        }
+        if let multiplier = try checks.integer("multiplier") {
+            guard HealthChecks.multipliers.contains(Int(clamping: multiplier)) else {
+                throw checks.fail("multiplier", "is \(multiplier), and must be between 2 and 50")
+            }
+            policy.healthChecks.multiplier = Int(multiplier)
+        }
+        for (place, text) in (try checks.strings("targets") ?? []).enumerated() {
+            guard let target = HealthTarget(text) else {
+                throw checks.fail(
+                    "targets[\(place)]", "\"\(text)\" is not an IPv4 address with a TCP port, such as 192.0.2.1:443")
+            }
+            if !policy.healthChecks.targets.contains(target) { policy.healthChecks.targets.append(target) }
+        }
+        guard policy.healthChecks.targets.count <= HealthChecks.mostTargets else {
+            throw checks.fail("targets", "has more than \(HealthChecks.mostTargets) targets")
+        }
+    }
+
+    /// `100ms` or `2s`; nil where it is neither.
+    private static func milliseconds(_ text: String) -> Int? {
+        if text.hasSuffix("ms") { return Int(text.dropLast(2)).flatMap { $0 < 0 ? nil : $0 } }
+        guard text.hasSuffix("s"), let seconds = Int(text.dropLast()), (0...3600).contains(seconds) else { return nil }
+        return seconds * 1000
     }
 }

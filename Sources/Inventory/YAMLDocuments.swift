@@ -29,9 +29,24 @@ public enum YAMLDocuments {
         } catch let error as Failure {
             throw Failure(document: number, message: error.message)
         } catch {
-            throw Failure(document: number + 1, message: "\(error)".split(separator: "\n").joined(separator: " "))
+            throw Failure(document: number + 1, message: describe(error))
         }
         return documents
+    }
+
+    /// Where and what is wrong. Never a word of the text: the text may be a kubeconfig, or have a preshared key in it.
+    private static func describe(_ error: any Error) -> String {
+        func place(_ mark: Mark) -> String { "line \(mark.line), column \(mark.column): " }
+        return switch error as? YamlError {
+        case .scanner(let context, let problem, let mark, _)?, .parser(let context, let problem, let mark, _)?,
+            .composer(let context, let problem, let mark, _)?:
+            "is not YAML: " + place(mark) + problem + (context.map { " (\($0.text), line \($0.mark.line))" } ?? "")
+        case .reader(let problem, let offset, _, _)?:
+            "is not YAML: " + (offset.map { "character \($0): " } ?? "") + problem
+        case .duplicatedKeysInMapping(_, let context)?:
+            "is not YAML: the map in line \(context.mark.line) has a key twice"
+        default: "is not YAML"
+        }
     }
 
     private static func convert(_ node: Yams.Node, _ budget: inout Int) throws -> JSON {

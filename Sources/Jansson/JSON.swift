@@ -127,6 +127,14 @@ public indirect enum JSON: Equatable, Sendable {
     public var members: [Member]? { if case .object(let members) = self { members } else { nil } }
     public var elements: [JSON]? { if case .array(let elements) = self { elements } else { nil } }
     public var string: String? { if case .string(let value) = self { value } else { nil } }
+    /// Of a number of either kind.
+    public var double: Double? {
+        switch self {
+        case .real(let value): value
+        case .integer(let value): Double(value)
+        default: nil
+        }
+    }
     public var integer: Int64? { if case .integer(let value) = self { value } else { nil } }
     public var bool: Bool? { if case .bool(let value) = self { value } else { nil } }
     public var isNull: Bool { if case .null = self { true } else { false } }

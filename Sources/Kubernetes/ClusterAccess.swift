@@ -135,12 +135,10 @@ public struct ClusterAccess: Equatable, Sendable {
     ) throws(Failure) -> ClusterAccess {
         let text = String(decoding: try secret(path), as: UTF8.self)
         let root: JSON
-        do {
-            guard let document = try YAMLDocuments.parse(text).first?.value, document.members != nil else {
-                throw Failure("\(path): is not a kubeconfig")
-            }
-            root = document
-        } catch let error as Failure { throw error } catch { throw Failure("\(path): \(error)") }
+        do throws(YAMLDocuments.Failure) {
+            root = try YAMLDocuments.parse(text).first?.value ?? .null
+        } catch { throw Failure("\(path): \(error.message)") }
+        guard root.members != nil else { throw Failure("\(path): is not a kubeconfig") }
         let base = (path as NSString).deletingLastPathComponent
         func entry(_ list: String, _ name: String, _ key: String) throws(Failure) -> JSON {
             guard let found = root[list]?.elements?.first(where: { $0["name"]?.string == name })?[key] else {

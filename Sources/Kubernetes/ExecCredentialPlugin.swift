@@ -1,5 +1,6 @@
 import Foundation
 import Jansson
+import Subprocess
 
 /// A program that prints a credential (Kubernetes, "client-go credential plugins").
 public struct ExecCredentialPlugin: Equatable, Sendable {
@@ -32,36 +33,61 @@ public struct ExecCredentialPlugin: Equatable, Sendable {
         let expires: Date?
     }
 
-    /// Runs it, for at most half a minute.
-    func run() async throws -> Credential {
-        try await withCheckedThrowingContinuation { continuation in
-            Thread.detachNewThread { continuation.resume(with: Result { try runAndWait() }) }
+    /// How long a program may take. It may ask a server of its own.
+    static let patience = Duration.seconds(30)
+
+    /// Runs it. At its deadline, and when the task is cancelled, it is ended, with whatever it has started.
+    func run(patience: Duration = ExecCredentialPlugin.patience) async throws -> Credential {
+        let ended = try await withThrowingTaskGroup(of: (TerminationStatus, String)?.self) { group in
+            group.addTask { try await execute() }
+            group.addTask {
+                try await Task.sleep(for: patience)
+                return nil
+            }
+            defer { group.cancelAll() }
+            return try await group.next() ?? nil
+        }
+        try Task.checkCancellation()
+        guard let (status, output) = ended else {
+            throw ClusterAccess.Failure("\(command) gave no credential within \(patience), and was ended")
+        }
+        switch status {
+        case .exited(0): return try credential(output)
+        case .exited(let code): throw ClusterAccess.Failure("\(command) ended with \(code) and gave no credential")
+        case .signaled(let signal):
+            throw ClusterAccess.Failure("\(command) was ended by signal \(signal) and gave no credential")
         }
     }
 
-    private func runAndWait() throws -> Credential {
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-        process.arguments = ["timeout", "30", command] + arguments
-        var variables = ProcessInfo.processInfo.environment.merging(environment) { _, new in new }
+    private func execute() async throws -> (TerminationStatus, String) {
+        var variables: [Environment.Key: String?] = [:]
+        for (name, value) in environment { variables[Environment.Key(stringLiteral: name)] = value }
         variables["KUBERNETES_EXEC_INFO"] =
             JSON.make(
                 ("apiVersion", .string(apiVersion)), ("kind", .string("ExecCredential")),
                 ("spec", .make(("interactive", .bool(false))))
             ).text()
-        process.environment = variables
-        let output = Pipe()
-        process.standardOutput = output
-        process.standardInput = FileHandle.nullDevice
-        // Whatever it says there may hold a secret.
-        process.standardError = FileHandle.nullDevice
-        do { try process.run() } catch { throw ClusterAccess.Failure("\(command) cannot be run: \(error)") }
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        process.waitUntilExit()
-        guard process.terminationStatus == 0 else {
-            throw ClusterAccess.Failure("\(command) ended with \(process.terminationStatus) and gave no credential")
+        // A session of its own, so that what the program starts ends with it.
+        var options = PlatformOptions()
+        options.createSession = true
+        options.teardownSequence = [
+            .gracefulShutDown(toProcessGroup: true, allowedDurationToNextStep: .milliseconds(500))
+        ]
+        do {
+            // Whatever it says on stderr may hold a secret.
+            let result = try await Subprocess.run(
+                command.contains("/") ? .path(.init(command)) : .name(command), arguments: Arguments(arguments),
+                environment: .inherit.updating(variables), platformOptions: options,
+                output: .string(limit: ExecCredentialPlugin.maximumOutput), error: .discarded)
+            return (result.terminationStatus, result.standardOutput)
+        } catch let error as CancellationError { throw error } catch {
+            throw ClusterAccess.Failure("\(command) cannot be run: \(error)")
         }
-        guard let status = try? JSON.parse([UInt8](data))["status"], let token = status["token"]?.string else {
+    }
+    private static let maximumOutput = 1024 * 1024
+
+    private func credential(_ output: String) throws -> Credential {
+        guard let status = try? JSON.parse([UInt8](output.utf8))["status"], let token = status["token"]?.string else {
             throw ClusterAccess.Failure(
                 "\(command) printed no ExecCredential with a token (certificates of plugins are not supported)")
         }

@@ -4,6 +4,7 @@ import Foundation
 import Jansson
 import NIOCore
 import NIOHTTP1
+import Synchronization
 
 /// Why the API server did not do what it was asked.
 public struct APIError: Error, CustomStringConvertible {
@@ -14,7 +15,12 @@ public struct APIError: Error, CustomStringConvertible {
     public let message: String
     /// Seconds that the server asks to wait.
     public let retryAfter: Double?
-    public init(code: Int, reason: String = "", message: String, retryAfter: Double? = nil) {
+    /// No request gets through to the server, or the connection was lost.
+    public let isUnreachable: Bool
+    public init(
+        code: Int, reason: String = "", message: String, retryAfter: Double? = nil, isUnreachable: Bool = false
+    ) {
+        self.isUnreachable = isUnreachable
         self.code = code
         self.reason = reason
         self.message = message
@@ -23,6 +29,12 @@ public struct APIError: Error, CustomStringConvertible {
     public var description: String { code == 0 ? message : "\(code)\(reason.isEmpty ? "" : " \(reason)"): \(message)" }
     /// The resource version is too old: list again.
     public var isGone: Bool { code == 410 || reason == "Expired" || reason == "Gone" }
+    /// The server is away, or was started a moment ago: it is worth asking it again soon. Something before it may say so for
+    /// it, which has no `metav1.Status` to tell.
+    var isOfAServerThatIsAway: Bool {
+        isUnreachable || (code == 429 && message.contains("initializing"))
+            || ((502...504).contains(code) && reason.isEmpty)
+    }
 
     /// From a `metav1.Status`, or any other answer.
     init(status: JSON?, code: Int, text: String, retryAfter: Double?) {
@@ -44,14 +56,33 @@ public final class KubernetesClient: Sendable {
     /// `https://HOST:PORT` as requests name it: with `tls-server-name` the host is that one.
     private let base: String
 
+    /// When a server that says nothing is asked whether it is there. A watch is silent by nature, and what stands still on the
+    /// way (a proxy whose kernel goes on acknowledging) gives no error.
+    public struct Silence: Sendable {
+        /// After so long without a byte of any answer.
+        let quiet: Duration
+        /// So long the answer may take; then every request that is under way is given up.
+        let answer: Duration
+        public init(quiet: Duration = .seconds(15), answer: Duration = .seconds(15)) {
+            self.quiet = quiet
+            self.answer = answer
+        }
+    }
+    private let silence: Silence
+    private let lastHeard = Mutex(ContinuousClock.now)
+    let presence = ServerPresence()
+
     /// - Parameters:
     ///   - idleSeconds: a watch that says nothing for so long is broken. The server sends a bookmark every minute.
     ///   - renewal: certificates are read again when a request begins so long after the last look.
+    ///   - silence: when a silent server is asked whether it is there (`watchOverConnections`).
     public init(
-        access: ClusterAccess, userAgent: String, idleSeconds: Int64 = 150, renewal: Duration = .seconds(60)
+        access: ClusterAccess, userAgent: String, idleSeconds: Int64 = 100, renewal: Duration = .seconds(60),
+        silence: Silence = .init()
     ) throws {
         self.access = access
         self.userAgent = userAgent
+        self.silence = silence
         var base = access.server
         var hosts: [String: String] = [:]
         if let name = access.tlsServerName, var parts = URLComponents(string: access.server), let host = parts.host {
@@ -80,6 +111,56 @@ public final class KubernetesClient: Sendable {
 
     /// Why renewed certificates cannot be used; empty where they can.
     public var renewalProblem: String { client.problem }
+
+    // MARK: connections that stand still
+
+    private func noteBytes() { lastHeard.withLock { $0 = .now } }
+    private var silentSince: ContinuousClock.Instant { lastHeard.withLock { $0 } }
+
+    /// Asks a server that has been silent for a while whether it is there, and gives up all requests that are under way where
+    /// it does not answer: they are then made again, over new connections. Until the task is cancelled.
+    func watchOverConnections() async {
+        while !Task.isCancelled {
+            let due = silentSince + silence.quiet
+            if .now < due {
+                try? await Task.sleep(until: due)
+                continue
+            }
+            let start = ContinuousClock.now
+            if await !isAnswering(), !Task.isCancelled, silentSince < start {
+                presence.noteFailure()
+                await client.replace()
+            }
+            // Whatever came of it, the next question is not due before the next silence.
+            noteBytes()
+        }
+    }
+
+    private func isAnswering() async -> Bool {
+        for _ in 0..<2 {
+            let start = ContinuousClock.now
+            do {
+                // Not limited by priority and fairness, so that a server that is busy answers too.
+                _ = try await send(
+                    "GET", "/livez", query: [], accept: "*/*", compressed: false,
+                    deadline: .nanoseconds(Int64(silence.answer / .nanoseconds(1))))
+                return true
+            } catch let error as APIError where error.code != 0 { return true } catch {
+                // A connection that was kept open may have been closed meanwhile: once more with another one.
+                if ContinuousClock.now - start > silence.answer / 2 { return false }
+                try? await Task.sleep(for: min(.seconds(1), silence.quiet))
+            }
+        }
+        return false
+    }
+
+    private func standsStill(_ what: String) -> APIError {
+        APIError(
+            code: 0,
+            message:
+                "\(access.server) stands still: nothing came for \(silence.quiet + silence.answer), and a request was not answered (\(what)); connecting anew",
+            isUnreachable: true)
+    }
 
     // MARK: requests
 
@@ -141,6 +222,7 @@ public final class KubernetesClient: Sendable {
         var lines = LineReader(limit: 16 * 1024 * 1024)
         do {
             for try await part in response.body {
+                noteBytes()
                 for line in try lines.take(part.readableBytesView) {
                     let event: JSON
                     do { event = try JSON.parse(line) } catch {
@@ -149,7 +231,11 @@ public final class KubernetesClient: Sendable {
                     try await onEvent(event)
                 }
             }
-        } catch let error as HTTPClientError where error == .readTimeout { return }
+        } catch let error as HTTPClientError {
+            if error == .readTimeout { return }
+            if !client.isCurrent(connection) { throw standsStill("watch of \(resource)") }
+            throw APIError(code: 0, message: "the watch of \(resource) broke off: \(error)", isUnreachable: true)
+        }
         guard lines.isEmpty else { throw APIError(code: 0, message: "the watch of \(resource) broke off in a line") }
     }
 
@@ -163,8 +249,23 @@ public final class KubernetesClient: Sendable {
             method, path, query: query, accept: accept, body: body, contentType: contentType, compressed: true,
             deadline: .seconds(60))
         defer { withExtendedLifetime(connection) {} }
-        let bytes = try await response.body.collect(upTo: KubernetesClient.maximumAnswer)
-        do { return try JSON.parse(Array(bytes.readableBytesView)) } catch {
+        var bytes: [UInt8] = []
+        do {
+            for try await part in response.body {
+                noteBytes()
+                guard bytes.count + part.readableBytes <= KubernetesClient.maximumAnswer else {
+                    throw APIError(
+                        code: 0,
+                        message: "the answer to \(method) \(path) has more than \(KubernetesClient.maximumAnswer) bytes"
+                    )
+                }
+                bytes += part.readableBytesView
+            }
+        } catch let error as HTTPClientError {
+            throw APIError(
+                code: 0, message: "the answer to \(method) \(path) broke off: \(error)", isUnreachable: true)
+        }
+        do { return try JSON.parse(bytes) } catch {
             throw APIError(code: 0, message: "the answer to \(method) \(path) is not JSON: \(error.description)")
         }
     }
@@ -182,7 +283,8 @@ public final class KubernetesClient: Sendable {
         request.headers.add(name: "Accept", value: accept)
         request.headers.add(name: "User-Agent", value: userAgent)
         if compressed { request.headers.add(name: "Accept-Encoding", value: "gzip") }
-        if let token = try await credentials.token() {
+        let token = try await credentials.token()
+        if let token {
             request.headers.add(name: "Authorization", value: "Bearer \(token)")
         }
         if let body {
@@ -196,13 +298,20 @@ public final class KubernetesClient: Sendable {
         {
             throw error
         } catch {
-            throw APIError(code: 0, message: "\(access.server) cannot be reached: \(error)")
+            // Who waits for nobody's answer any more has cancelled: that says nothing of the server.
+            if Task.isCancelled { throw CancellationError() }
+            presence.noteFailure()
+            if !client.isCurrent(connection) { throw standsStill("\(method) \(path)") }
+            throw APIError(
+                code: 0, message: "\(access.server) cannot be reached: \(error)", isUnreachable: true)
         }
+        noteBytes()
+        presence.noteAnswer()
         if (200..<300).contains(response.status.code) { return (response, connection) }
         let bytes = (try? await response.body.collect(upTo: 1024 * 1024)).map { Array($0.readableBytesView) } ?? []
         if response.status == .unauthorized && again {
             // The token may have been renewed since it was read.
-            await credentials.forget()
+            await credentials.forget(token)
             return try await send(
                 method, path, query: query, accept: accept, body: body, contentType: contentType,
                 compressed: compressed, deadline: deadline, again: false)
@@ -219,13 +328,17 @@ private actor Credentials {
     private let access: ClusterAccess
     private var credential: ClusterAccess.Credential
     private var known: (token: String, until: Date)?
+    /// However many requests need a credential at the same time, the program runs once.
+    private let runs = SingleFlight<ExecCredentialPlugin.Credential>()
 
     init(_ access: ClusterAccess) {
         self.access = access
         credential = access.credential
     }
 
-    func forget() {
+    /// - Parameter used: the token that was refused. A newer one that another request has brought meanwhile stays.
+    func forget(_ used: String?) {
+        guard known == nil || known?.token == used else { return }
         known = nil
         if let fresh = try? access.reloaded().credential { credential = fresh }
     }
@@ -245,7 +358,7 @@ private actor Credentials {
             return token
         case .exec(let plugin):
             if let known, known.until > Date() { return known.token }
-            let fresh = try await plugin.run()
+            let fresh = try await runs.value { try await plugin.run() }
             known = (fresh.token, fresh.expires?.addingTimeInterval(-10) ?? .distantFuture)
             return fresh.token
         }

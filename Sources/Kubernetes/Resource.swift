@@ -7,7 +7,7 @@ public struct Resource: Hashable, Sendable, CustomStringConvertible {
     public let version: String
     public let plural: String
     public let kind: String
-    /// False where the resource comes with a CustomResourceDefinition that a cluster may lack.
+    /// False where a cluster may lack the resource: it comes with a CustomResourceDefinition, or with a later release.
     public let isBuiltIn: Bool
 
     init(_ group: String, _ version: String, _ plural: String, _ kind: String) {
@@ -28,6 +28,13 @@ public struct Resource: Hashable, Sendable, CustomStringConvertible {
         "cilium.io", "v2", "ciliumegressgatewaypolicies", "CiliumEgressGatewayPolicy")
     public static let egressPolicies = Resource("culvert.dev", "v1alpha1", "egresspolicies", "EgressPolicy")
     public static let peers = Resource("kilo.squat.ai", "v1alpha1", "peers", "Peer")
+
+    /// Networks of Services; Kubernetes has them since 1.33.
+    public static let serviceCIDRs = Resource("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR")
+
+    /// Whether a cluster works without this resource: one that the server does not serve, or does not let us read, says
+    /// nothing, and holds nothing up.
+    var isOptional: Bool { self == .serviceCIDRs }
 
     /// The kinds of policies.
     static let policyKinds = [egressPolicies, ciliumEgressGatewayPolicies]

@@ -12,6 +12,8 @@ struct ResourceWatch: Sendable {
         case deleted(JSON)
         /// The server has known no such resource for so long.
         case missing(Duration)
+        /// The server does not let us read an optional resource.
+        case refused(String)
         /// Whether the server can be reached, and why not.
         case problem(String)
     }
@@ -24,16 +26,24 @@ struct ResourceWatch: Sendable {
     var pageSize = 500
     /// The longest wait after a failure, seconds.
     var ceiling = 30.0
+    /// The longest wait while the server is away. It is back at once for whoever asks: thousands of helpers ask a proxy that
+    /// has no server eight times in two seconds each, which costs it a connection that is closed.
+    private static let absenceCeiling = 3.0
     var clock: any Clock<Duration> = ContinuousClock()
     let logger: Logger
 
     /// Until the task is cancelled.
     func run(_ report: @Sendable (Change) async -> Void) async {
         var backoff = Backoff(ceiling: ceiling)
+        var absence = Backoff(ceiling: min(ceiling, ResourceWatch.absenceCeiling))
         var version: String?
+        /// The server has forgotten what came since the version that was asked for, and was listed anew.
+        var isListedAnew = false
+        var lastFailure = ""
         /// Since when the server answers that there is no such resource.
         var missingSince: (@Sendable () -> Duration)?
-        var missingBackoff = Backoff(first: 1, ceiling: 10)
+        // An optional resource that is not there today is hardly there in ten seconds, and thousands of helpers ask.
+        var missingBackoff = Backoff(first: 1, ceiling: resource.isOptional ? 300 : 10)
         while !Task.isCancelled {
             let elapsed = clock.stopwatch()
             do {
@@ -46,32 +56,65 @@ struct ResourceWatch: Sendable {
                     throw APIError(code: 0, message: "the server ends the watch at once")
                 }
                 backoff.reset()
+                absence.reset()
+                isListedAnew = false
+                lastFailure = ""
                 try await clock.sleep(for: .milliseconds(Int64.random(in: 20...60)))
             } catch {
                 if error is CancellationError || Task.isCancelled { return }
                 // It worked for a while: whatever ended it is no reason to wait for long.
-                if elapsed() > .seconds(10) { backoff.reset() }
-                let failure = error as? APIError ?? APIError(code: 0, message: "\(error)")
+                if elapsed() > .seconds(10) {
+                    backoff.reset()
+                    absence.reset()
+                }
+                if elapsed() > .seconds(2) { isListedAnew = false }
+                // Of what is thrown here, all but a line that is too long is the connection's.
+                let failure =
+                    error as? APIError
+                    ?? APIError(code: 0, message: "\(error)", isUnreachable: !(error is LineReader.TooLong))
+                // The server itself has answered, also where it is not ready yet.
+                if failure.code == 429 || !failure.isOfAServerThatIsAway { absence.reset() }
                 if failure.isGone {
                     logger.debug("the server has forgotten what came since: listing again", metadata: meta)
                     version = nil
                     missingSince = nil
                     // Thousands of helpers may have been told so at once.
-                    try? await clock.sleep(for: .milliseconds(Int64.random(in: 0...Int64(ceiling * 100))))
+                    try? await clock.sleep(for: .milliseconds(Int64.random(in: 0...Int64(min(ceiling * 100, 1200)))))
+                    // A server that was restarted says so once of each watch: no reason to wait for longer.
+                    if !isListedAnew {
+                        isListedAnew = true
+                        continue
+                    }
                 } else if failure.code == 404 && !resource.isBuiltIn {
                     let since = missingSince ?? clock.stopwatch()
                     missingSince = since
                     version = nil
                     await report(.missing(since()))
-                    // Soon at first, in case that it was a stray answer, and then every ten seconds at the latest.
+                    // Soon at first, in case that it was a stray answer, and then every ten seconds at the latest (of an
+                    // optional resource every five minutes).
+                    try? await clock.sleep(for: missingBackoff.wait())
+                    continue
+                } else if failure.code == 403 && resource.isOptional {
+                    missingSince = nil
+                    version = nil
+                    await report(.refused("\(failure)"))
                     try? await clock.sleep(for: missingBackoff.wait())
                     continue
                 } else {
                     // "Not found" counts only where it lasts: what came between says nothing of it.
                     missingSince = nil
                     missingBackoff.reset()
-                    logger.notice("watching failed", metadata: meta.merging(["error": "\(failure)"]) { a, _ in a })
+                    // While the server is away the same is said again every second or two.
+                    logger.log(
+                        level: lastFailure == "\(failure)" ? .debug : .notice, "watching failed",
+                        metadata: meta.merging(["error": "\(failure)"]) { a, _ in a })
+                    lastFailure = "\(failure)"
                     await report(.problem("\(resource): \(failure)"))
+                    if failure.isOfAServerThatIsAway {
+                        let asked = failure.retryAfter ?? (failure.code == 429 ? 1 : nil)
+                        await client.presence.wait(absence.wait(atLeast: asked), clock)
+                        continue
+                    }
                 }
                 try? await clock.sleep(for: backoff.wait(atLeast: failure.retryAfter))
             }
@@ -124,6 +167,10 @@ struct ResourceWatch: Sendable {
         return resource.stamp(
             object.setting(
                 "metadata",
-                to: .object(metadata.filter { $0.key != "managedFields" && $0.key != "ownerReferences" })))
+                to: .object(
+                    metadata.filter {
+                        // Of a policy they say who has written its status.
+                        ($0.key != "managedFields" || resource == .egressPolicies) && $0.key != "ownerReferences"
+                    })))
     }
 }

@@ -1,18 +1,65 @@
 import Jansson
+import Logging
 import Model
 
-/// How many pods of the cluster a policy selects, for its status.
+/// How many pods of the cluster the policies select, for their status.
 ///
 /// Pods whose annotation names another policy or `none` are not counted, those that only an annotation gives the policy
-/// are not found: the API server cannot select by annotation.
-struct SelectedPods: Equatable {
-    /// What was counted by.
-    let selectors: [EgressPolicy.Selector]
-    /// nil: they could not be counted.
-    let count: Int?
+/// are not found: the API server cannot select by annotation. These are requests of one node in the cluster; a watch would
+/// be sent every change of every pod.
+actor SelectedPods {
+    private let client: KubernetesClient
+    private let logger: Logger
+    private struct Counted {
+        /// What was counted by.
+        let selectors: [EgressPolicy.Selector]
+        /// nil: they could not be counted.
+        let count: Int?
+        /// Why they could not be counted now.
+        var problem = ""
+    }
+    private var counted: [String: Counted] = [:]
+
+    init(client: KubernetesClient, logger: Logger) {
+        self.client = client
+        self.logger = logger
+    }
+
+    /// By policy, where they could be counted.
+    var counts: [String: Int] { counted.compactMapValues(\.count) }
+
+    /// The policy was deleted.
+    func forget(_ policy: String) { counted[policy] = nil }
+
+    /// Forgets all other policies.
+    func keepOnly(_ policies: Set<String>) { counted = counted.filter { policies.contains($0.key) } }
+
+    /// Counts the pods of a policy that is new, or whose selectors have changed.
+    ///
+    /// - Parameter isDue: counts the pods of every policy.
+    /// - Returns: whether the number is another one.
+    func count(_ policy: EgressPolicy, _ inventory: Inventory, isDue: Bool) async -> Bool {
+        guard isDue || counted[policy.name]?.selectors != policy.selectors else { return false }
+        do {
+            let count = try await request(policy, inventory)
+            let before = counted[policy.name]?.count
+            counted[policy.name] = Counted(selectors: policy.selectors, count: count)
+            return count != before
+        } catch {
+            if counted[policy.name]?.problem != "\(error)" {
+                logger.notice(
+                    "the pods of a policy cannot be counted",
+                    metadata: ["policy": "\(policy.name)", "error": "\(error)"])
+            }
+            // Not before the next round: it is only a figure for people.
+            counted[policy.name] = Counted(
+                selectors: policy.selectors, count: counted[policy.name]?.count, problem: "\(error)")
+            return false
+        }
+    }
 
     /// Counts them, page by page.
-    static func count(_ policy: EgressPolicy, _ inventory: Inventory, _ client: KubernetesClient) async throws -> Int {
+    private func request(_ policy: EgressPolicy, _ inventory: Inventory) async throws -> Int {
         var pods: Set<String> = []
         for selector in policy.selectors {
             // Where the pod runs and as whom is not in its metadata.
@@ -32,7 +79,7 @@ struct SelectedPods: Equatable {
                     fields = "status.phase!=Succeeded,status.phase!=Failed"
                     continue
                 }
-                for object in page.items where selects(selector, of: policy, object, inventory) {
+                for object in page.items where SelectedPods.selects(selector, of: policy, object, inventory) {
                     pods.insert(object["metadata"]?["uid"]?.string ?? "")
                 }
                 token = page.next
@@ -72,19 +119,5 @@ extension LabelSelector {
     }
 
     /// As a `labelSelector` of a request, without what only Cilium calls labels of a pod.
-    var serverSide: String {
-        let equalities = matchLabels.filter { !DerivedLabels.isDerived($0.key) }.sorted { $0.key < $1.key }.map {
-            "\($0.key)=\($0.value)"
-        }
-        let sets = matchExpressions.filter { !DerivedLabels.isDerived($0.key) }.map { requirement in
-            let values = requirement.values.joined(separator: ",")
-            return switch requirement.operation {
-            case .isIn: "\(requirement.key) in (\(values))"
-            case .notIn: "\(requirement.key) notin (\(values))"
-            case .exists: requirement.key
-            case .doesNotExist: "!\(requirement.key)"
-            }
-        }
-        return (equalities + sets).joined(separator: ",")
-    }
+    var serverSide: String { text { !DerivedLabels.isDerived($0) } }
 }

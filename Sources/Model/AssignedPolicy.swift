@@ -14,37 +14,56 @@ public struct AssignedPolicy: Equatable, Sendable {
     public let destinations: [IPNetwork]
     /// Taken away from this policy's own destinations only.
     public let exclusions: [IPNetwork]
-    public let egress: EgressPolicy.Egress
-    /// Names of the nodes that may be its gateway, in order of preference.
-    public let gateways: [String]
+    /// Who may be its gateway, in the pod's order of preference.
+    public let candidates: [GatewayCandidate]
+    /// Which choice of candidates this is, where pods of one policy have different ones (`mode: spread`): the first two. Empty:
+    /// all pods have the same.
+    public let spread: String
+    /// A preferred candidate that is up again takes back what it had.
+    public let takesBack: Bool
+    /// Between two echoes, milliseconds, and how many may be missing. Within the bounds of `HealthChecks`, whatever a file says.
+    public let interval: Int
+    public let multiplier: Int
     public let standing: Standing
     /// What its next hop is numbered by: the policy's slot and the gateways that it may use. Which of them is active may
     /// change under one number; another set of gateways is another number, so that no pod meets a gateway of somebody else
     /// while pods and policies change at once.
     public let slot: String
+    /// The slot whatever the gateways are: an active gateway is sticky in one place.
+    public let place: String
     /// What a table is numbered by: the slot, and all that it claims.
     public let content: String
 
     public init(
         source: EgressPolicy.Source, name: String, destinations: [IPNetwork], exclusions: [IPNetwork] = [],
-        egress: EgressPolicy.Egress = .defaultAddress, gateways: [String] = [], standing: Standing = .inForce
+        candidates: [GatewayCandidate] = [], spread: String = "", takesBack: Bool = false,
+        interval: Int = HealthChecks().interval, multiplier: Int = HealthChecks().multiplier,
+        standing: Standing = .inForce
     ) {
         self.source = source
         self.name = name
         self.destinations = destinations
         self.exclusions = exclusions
-        self.egress = egress
-        self.gateways = gateways
+        self.candidates = candidates
+        self.spread = spread
+        self.takesBack = takesBack
+        self.interval = interval.clamped(to: HealthChecks.intervals)
+        self.multiplier = multiplier.clamped(to: HealthChecks.multipliers)
         self.standing = standing
         var hash = Hash()
-        for name in gateways { hash.add(name) }
-        hash.add("\(egress)")
-        slot = "\(source.rawValue)/\(name)#0@\(hash.text)"
+        // In an order of their own: which is preferred may change under one number.
+        for candidate in candidates.map({ ($0.node, $0.egress.text) }).sorted(by: <) {
+            hash.add(candidate.0)
+            hash.add(candidate.1)
+        }
+        let place = "\(source.rawValue)/\(name)#\(spread.isEmpty ? "0" : spread)"
+        self.place = place
+        slot = "\(place)@\(hash.text)"
         for network in destinations { hash.add(network) }
         hash.add("except")
         for network in exclusions { hash.add(network) }
         if case .held = standing { hash.add("held") }
-        content = "\(source.rawValue)/\(name)#0@\(hash.text)"
+        content = "\(place)@\(hash.text)"
     }
 
     /// FNV-1a, 64 bits (draft-eastlake-fnv, section 2): tells two contents of one policy apart.
@@ -65,8 +84,21 @@ public struct AssignedPolicy: Equatable, Sendable {
     /// The same content with another standing.
     public func with(_ standing: Standing) -> AssignedPolicy {
         AssignedPolicy(
-            source: source, name: name, destinations: destinations, exclusions: exclusions, egress: egress,
-            gateways: gateways, standing: standing)
+            source: source, name: name, destinations: destinations, exclusions: exclusions, candidates: candidates,
+            spread: spread, takesBack: takesBack, interval: interval, multiplier: multiplier, standing: standing)
+    }
+
+    /// The same policy for a pod with this choice of candidates.
+    public func with(candidates: [GatewayCandidate], spread: String) -> AssignedPolicy {
+        AssignedPolicy(
+            source: source, name: name, destinations: destinations, exclusions: exclusions, candidates: candidates,
+            spread: spread, takesBack: takesBack, interval: interval, multiplier: multiplier, standing: standing)
+    }
+
+    /// Names of the nodes that may be its gateway, each once, in order of preference.
+    public var gateways: [String] {
+        var seen: Set<String> = []
+        return candidates.map(\.node).filter { seen.insert($0).inserted }
     }
 
     public var isHeld: Bool { if case .held = standing { true } else { false } }
@@ -78,4 +110,10 @@ public struct AssignedPolicy: Equatable, Sendable {
         }
     }
     public func isOf(_ policy: EgressPolicy) -> Bool { source == policy.source && name == policy.name }
+}
+
+extension Int {
+    fileprivate func clamped(to range: ClosedRange<Int>) -> Int {
+        Swift.min(Swift.max(self, range.lowerBound), range.upperBound)
+    }
 }

@@ -7,8 +7,14 @@ public struct Attachment: Equatable, Sendable {
     public var podName: String
     public var podUID: String
     public var addresses: [IPNetwork]
+    /// Without those that are derived.
     public var labels: [String: String]
+    /// Empty: not known, or none.
+    public var serviceAccount = ""
     public var annotations: [String: String]
+    /// The Pod object was seen with the annotation that names a policy: where it has none any more, it was taken away. (A runtime
+    /// may hand over one that the inventory's Pod does not have.)
+    public var isAnnotatedByPod = false
     public var defaultPolicy: String
     /// Index and name of the host-side peer link; 0 where it is not known.
     public var hostIndex: Int32
@@ -17,6 +23,11 @@ public struct Attachment: Equatable, Sendable {
     public var podRoutes: [IPNetwork: Int] = [:]
     /// What it got last; nil: nothing was worked out for it yet.
     public var assignment: [AssignedPolicy]?
+    /// The annotation's value that it was last permitted to have; empty: none. nil: a record of the release before, which
+    /// permitted all.
+    public var grantedAnnotation: String? = ""
+    /// Pods that the inventory gave one of its addresses to at its ADD: who had it before, by UID. nil: not known.
+    public var formerOwners: Set<String>? = []
     /// Found by its Pod object rather than by an ADD: nothing inside the pod was changed.
     public var adopted = false
 

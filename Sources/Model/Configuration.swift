@@ -1,14 +1,30 @@
 /// What the planner needs of the helper's configuration.
 public struct Configuration: Equatable, Sendable {
+    /// Kinds of encapsulation by name; the planner's `EncapsulationRegistry` has what each does.
     public enum TunnelProtocol: String, Sendable, CaseIterable { case ipip, fou, vxlan }
 
     /// What carries packets between pods of different nodes here: tunnels run inside it.
-    public enum Overlay: String, Sendable, CaseIterable { case cilium, flannel, none }
+    public enum Overlay: String, Sendable, CaseIterable {
+        case cilium, flannel, none
+
+        /// What of a node must be known so that tunnels can end there, for people.
+        public var tunnelEnd: String {
+            switch self {
+            case .cilium: "overlay address (cilium_host)"
+            case .flannel: "IPv4 pod network, whose first address is flannel's"
+            case .none: "IPv4 address"
+            }
+        }
+    }
 
     public var tunnelProtocol = TunnelProtocol.ipip
     public var overlay = Overlay.cilium
     public var mesh = MeshConfiguration()
     public var honorCiliumPolicies = true
+    /// Policy of adopted pods that no policy selects; nil: what the plugin's configuration says, as of the last ADD.
+    public var defaultPolicy: String?
+    /// Namespaces whose pods may choose `none` by annotation.
+    public var allowNone = NamespaceList()
     public var serviceCIDRs: [IPNetwork] = []
     public var excludedCIDRs: [IPNetwork] = []
     /// Where the addresses of nodes lie. An address of a node outside of these is not kept on its normal path. Empty: every
@@ -37,6 +53,13 @@ public struct AssignedIDs: Equatable, Sendable {
         public var tables: Set<UInt32> = []
         public var nextHops: Set<UInt32> = []
         public init() {}
+
+        /// Keeps those that others have as well.
+        public mutating func formIntersection(_ others: Retired) {
+            tunnels.formIntersection(others.tunnels)
+            tables.formIntersection(others.tables)
+            nextHops.formIntersection(others.nextHops)
+        }
     }
 
     /// Keeps the old numbers of `keys` and gives the lowest free ones from `first` to the new. A number that `previous` has
@@ -70,10 +93,4 @@ public struct AssignedIDs: Equatable, Sendable {
         result.retired.nextHops.formUnion(Set(previous.nextHops.values).subtracting(nextHops.values))
         return result
     }
-}
-
-/// Gateways known to be down, by node name. (Probing them is the work of a later release.)
-public struct GatewayHealth: Equatable, Sendable {
-    public var down: Set<String> = []
-    public init() {}
 }

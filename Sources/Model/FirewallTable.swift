@@ -8,7 +8,7 @@ public struct FirewallTable: Equatable, Sendable {
     }
 }
 
-/// A base chain with its rules in order. The policy is always accept.
+/// A chain with its rules in order. The policy of a base chain is always accept.
 public struct FirewallChain: Equatable, Sendable {
     public enum Kind: String, Sendable { case filter, nat }
     /// Netfilter hook of the inet family.
@@ -16,21 +16,33 @@ public struct FirewallChain: Equatable, Sendable {
         case prerouting = 0
         case input = 1
         case forward = 2
+        case output = 3
         case postrouting = 4
         public var name: String {
             switch self {
             case .prerouting: "prerouting"
             case .input: "input"
             case .forward: "forward"
+            case .output: "output"
             case .postrouting: "postrouting"
             }
         }
     }
     public let name: String
     public let kind: Kind
-    public let hook: Hook
+    /// nil: no base chain; other chains jump to it.
+    public let hook: Hook?
     public let priority: Int32
     public var rules: [FirewallRule]
+
+    /// A chain that others jump to. It stands before them in the table.
+    public init(name: String, rules: [FirewallRule]) {
+        self.name = name
+        kind = .filter
+        hook = nil
+        priority = 0
+        self.rules = rules
+    }
     public init(name: String, kind: Kind, hook: Hook, priority: Int32, rules: [FirewallRule]) {
         self.name = name
         self.kind = kind
@@ -58,8 +70,16 @@ public enum PacketField: Hashable, Sendable {
     case ipProtocol
     /// `meta l4proto`, one byte.
     case layer4Protocol
+    /// Source port of UDP.
+    case udpSourcePort
     /// Destination port of UDP.
     case udpDestinationPort
+    /// Source port of TCP, UDP and others that have it in the same place.
+    case sourcePort
+    /// Destination port of the same.
+    case destinationPort
+    /// Type of ICMP (RFC 792), one byte.
+    case icmpType
     /// Flags byte of TCP.
     case tcpFlags
     /// Raw bits of the transport header (`@th,offset,length`), whole bytes.
@@ -70,8 +90,8 @@ public enum PacketField: Hashable, Sendable {
     public var bytes: Int {
         switch self {
         case .sourceAddress, .destinationAddress: 4
-        case .layer4Protocol, .tcpFlags, .ipProtocol: 1
-        case .udpDestinationPort: 2
+        case .layer4Protocol, .tcpFlags, .ipProtocol, .icmpType: 1
+        case .udpSourcePort, .udpDestinationPort, .sourcePort, .destinationPort: 2
         case .transport(_, let bits): bits / 8
         case .network(let field, _): field.bytes
         }
@@ -88,6 +108,22 @@ public enum FirewallStatement: Equatable, Sendable {
     case match(PacketField, UInt32, negated: Bool)
     /// `tcp flags syn / syn,rst`, that is: a connection's first packets.
     case tcpSyn
+    /// Of TCP's flags those of `mask` are `value` (RFC 9293, section 3.1).
+    case tcpFlags(value: TCPFlags, mask: TCPFlags)
+    /// Connection tracking has one of these states for the packet.
+    case connectionState(ConnectionState)
+    /// The routes that packets with this packet's mark take do not lead to its source by the interface that it has come by.
+    case comesByNoRouteBack
+    /// The packet goes in the direction in which its connection was opened.
+    case originalDirection
+    /// The connection's destination was translated.
+    case destinationTranslated
+    /// What is opened by the packet is looked up in this zone of connection tracking, what answers it in the usual one.
+    case originalZone(UInt16)
+    /// Puts the fields, joined, into a set that packets fill, for so many seconds from now.
+    case update([PacketField], set: String, seconds: UInt64)
+    /// All these bits of the firewall mark are set, or (negated) none is.
+    case marked(UInt32, negated: Bool)
     /// The fields, joined, are in the set.
     case lookup([PacketField], set: String, negated: Bool)
     case counter
@@ -96,27 +132,64 @@ public enum FirewallStatement: Equatable, Sendable {
     case notrack
     /// Sets these bits of the firewall mark and leaves the others.
     case setMark(UInt32)
+    /// Clears these bits of the firewall mark and leaves the others.
+    case clearMark(UInt32)
+    /// Goes back to the chain that has jumped here.
+    case goBack
+    /// Goes on in a chain that has no hook, and comes back where that one decides nothing.
+    case jump(String)
     case snat(IPAddress)
     /// TCP maximum segment size, never raised.
     case clampMSS(UInt16)
 }
 
-/// A named set of IPv4 addresses or ranges, or of two of them joined.
+/// Flags of a TCP segment (RFC 9293, section 3.1).
+public struct TCPFlags: OptionSet, Sendable {
+    public let rawValue: UInt8
+    public init(rawValue: UInt8) { self.rawValue = rawValue }
+    public static let fin = Self(rawValue: 0x01)
+    public static let syn = Self(rawValue: 0x02)
+    public static let rst = Self(rawValue: 0x04)
+    public static let ack = Self(rawValue: 0x10)
+}
+
+/// States of connection tracking, as bits (linux/netfilter/nf_conntrack_common.h, `NF_CT_STATE_BIT`).
+public struct ConnectionState: OptionSet, Sendable {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+    public static let invalid = Self(rawValue: 0x01)
+    /// Packets in both directions were seen.
+    public static let established = Self(rawValue: 0x02)
+    public static let untracked = Self(rawValue: 0x40)
+}
+
+/// A named set of IPv4 addresses or ranges, of two of them joined, or of flows.
 public struct FirewallSet: Equatable, Sendable {
     public enum Key: Equatable, Sendable {
         case address
         case addressPair
         /// A 32-bit number (GRE key), host order.
         case number
+        /// Two addresses, protocol, two ports.
+        case flow
 
         /// Bytes of one key.
-        public var bytes: Int { self == .addressPair ? 8 : 4 }
+        public var bytes: Int {
+            switch self {
+            case .address, .number: 4
+            case .addressPair: 8
+            case .flow: 20
+            }
+        }
     }
     public let name: String
     public let key: Key
     /// Ranges are allowed. The kernel copies an interval set of pairs whole for every change of it; a set without
     /// ranges is a hash table, whatever its size.
     public let interval: Bool
+    /// How many elements it may have at most, where packets fill it and elements leave it by themselves; nil: it has the
+    /// elements that are listed. What packets have put in is kept, and compared with nothing.
+    public let dynamicSize: UInt32?
     /// In order, each once: two sets of thousands are compared and told apart in one pass.
     public private(set) var elements: [Element]
 
@@ -136,7 +209,19 @@ public struct FirewallSet: Equatable, Sendable {
         }
     }
 
+    /// A set that packets fill.
+    ///
+    /// - Parameter size: how many elements it may have at most.
+    public init(name: String, key: Key, dynamicSize size: UInt32) {
+        self.name = name
+        self.key = key
+        interval = false
+        dynamicSize = size
+        elements = []
+    }
+
     public init(name: String, key: Key, interval: Bool, elements: [Element]) {
+        dynamicSize = nil
         self.name = name
         self.key = key
         self.interval = interval

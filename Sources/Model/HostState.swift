@@ -80,6 +80,19 @@ public enum Ownership {
     public static let linkAlias = "culvert"
     public static let mainTunnel = "cni-culvert0"
 
+    /// UDP port of echoes (RFC 5881, section 4).
+    public static let echoPort: UInt16 = 3785
+    /// Source port of echoes that the gateway is to translate, as proof that it does.
+    public static let provingPort: UInt16 = 63488
+    /// Priority of rules by which echoes get into their tunnel: before the local rule, which Cilium has moved to 100.
+    public static let echoRulePriority: UInt32 = 99
+    /// The table by which the echoes of one session are routed.
+    public static func echoTable(_ session: UInt32) -> UInt32 { 42000 + session }
+    /// The mark of its echoes. The bits of the upper half only: Cilium, kube-proxy and Tailscale look at lower ones.
+    public static func echoMark(_ session: UInt32) -> UInt32 { (0x9000 + session) << 16 }
+    public static let echoMarkMask: UInt32 = 0xFFFF_0000
+    public static let mostEchoSessions: UInt32 = 0xFFF
+
     /// The device of tunnel number `number`, which is at least 1: `cni-culvert-1` to `-999`, then `-a00` to `-zzz` in base 36,
     /// because a device's name has at most 15 characters.
     public static func tunnelName(_ number: UInt32) -> String {
@@ -119,6 +132,13 @@ public enum Ownership {
     public static let secondPodRulePriority: UInt32 = 107
     /// The bit of the firewall mark that only our own firewall table sets, on what it lets into a tunnel's receiving end.
     public static let acceptedMark: UInt32 = 0x10
+    /// The bit of the firewall mark of a pod's replies to what came in from outside. Cilium keeps identities in the lower
+    /// byte and the upper half, and its own signs in bits 8 to 11.
+    public static let inboundMark: UInt32 = 0x1000
+    /// Priority of the rule by which replies to what came in from outside leave as they came.
+    public static let inboundRulePriority: UInt32 = 104
+    /// Connection tracking keeps what comes out of a tunnel in a zone per egress identity: this one and those after it.
+    public static let firstZone: UInt16 = 11000
     /// Metric of IPv6 routes that have none of their own (linux/ipv6_route.h, `IP6_RT_PRIO_USER`).
     public static let defaultMetricV6: UInt32 = 1024
     /// Metric of the `unreachable` backstops: above every metric that a route daemon would use.
@@ -192,9 +212,29 @@ public struct NextHop: Hashable, Sendable {
         case device(String)
         case via(IPAddress, device: String)
         case blackhole
-        /// A resilient group of one bucket (Linux 5.13): everything goes to `used`; `named` only lends its device to
-        /// the reverse-path check of the replies.
-        case pair(used: UInt32, named: UInt32)
+        /// A group with one member.
+        case group(UInt32)
+        /// A resilient group of one bucket (Linux 5.13): everything goes to `used`; `named`, if there is one, only lends its
+        /// device to the reverse-path check of the replies.
+        case pair(used: UInt32, named: UInt32?)
+
+        /// The next hops that it consists of.
+        public var members: [UInt32] {
+            switch self {
+            case .device, .via, .blackhole: []
+            case .group(let member): [member]
+            case .pair(let used, let named): [used] + (named.map { [$0] } ?? [])
+            }
+        }
+        /// The kernel turns none of these into another under one number.
+        public enum Kind: Sendable { case single, group, resilientGroup }
+        public var kind: Kind {
+            switch self {
+            case .device, .via, .blackhole: .single
+            case .group: .group
+            case .pair: .resilientGroup
+            }
+        }
     }
     public let id: UInt32
     public let target: Target
@@ -263,12 +303,16 @@ public struct Rule: Hashable, Sendable {
     public let source: IPNetwork?
     public let incoming: String?
     public let mark: Mark?
+    /// Destination port of UDP; nil: any packet.
+    public let udpPort: UInt16?
     public let action: Action
     public static let mainTable: UInt32 = 254
 
     public init(
-        priority: UInt32, source: IPNetwork? = nil, incoming: String? = nil, mark: Mark? = nil, action: Action
+        priority: UInt32, source: IPNetwork? = nil, incoming: String? = nil, mark: Mark? = nil, udpPort: UInt16? = nil,
+        action: Action
     ) {
+        self.udpPort = udpPort
         self.priority = priority
         self.source = source
         self.incoming = incoming
@@ -289,7 +333,7 @@ public struct Rule: Hashable, Sendable {
         (source.map { "from \($0.routeText)" } ?? "from all") + (incoming.map { " iif \($0)" } ?? "")
             + (mark.map {
                 " fwmark 0x\(String($0.value, radix: 16))/0x\(String($0.mask, radix: 16))"
-            } ?? "")
+            } ?? "") + (udpPort.map { " ipproto udp dport \($0)" } ?? "")
     }
 
     /// The order of rules in a plan: as the kernel asks them, and those of one priority by what they select.

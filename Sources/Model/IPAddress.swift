@@ -58,6 +58,9 @@ public struct IPAddress: Hashable, Sendable, Comparable, CustomStringConvertible
         return IPAddress(family: .v6, high: carry ? high &+ 1 : high, low: sum)
     }
 
+    /// An IPv4 address written as IPv6, `::ffff:10.0.0.1` (RFC 4291 section 2.5.5.2).
+    public var isMappedV4: Bool { family == .v6 && high == 0 && low >> 32 == 0xFFFF }
+
     /// Not of a private network (RFC 1918, RFC 4193), shared (RFC 6598), loopback or link-local.
     public var isPublic: Bool { !IPAddress.nonPublic.contains { $0.contains(IPNetwork(host: self)) } }
     private static let nonPublic = [
@@ -123,7 +126,9 @@ public struct IPNetwork: Hashable, Sendable, Comparable, CustomStringConvertible
         if parts.count == 1 {
             self.init(host: address)
         } else {
+            // A length with zeros before it is none (RFC 4632, and Kubernetes): some would read it as octal.
             guard parts[1].utf8.count <= 3, parts[1].utf8.allSatisfy({ (48...57).contains($0) }),
+                parts[1] == "0" || parts[1].utf8.first != 48,
                 let length = Int(parts[1]), length <= address.family.bits
             else { return nil }
             self.init(address, prefixLength: length)

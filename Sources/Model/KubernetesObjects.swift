@@ -12,6 +12,7 @@ public struct Node: Equatable, Sendable {
         var overlayAddresses: [IPAddress] = []
         var podCIDRs: [IPNetwork] = []
         var mesh: MeshAnnotations = MeshAnnotations()
+        var isGivenUp = false
     }
     /// Only changed while nobody else holds it.
     private final class Storage: @unchecked Sendable {
@@ -64,6 +65,11 @@ public struct Node: Equatable, Sendable {
         _read { yield storage.fields.podCIDRs }
         _modify { yield &fields.podCIDRs }
     }
+    /// Kubernetes has given it up: it has the taint `node.kubernetes.io/unreachable` or `out-of-service`.
+    public var isGivenUp: Bool {
+        _read { yield storage.fields.isGivenUp }
+        _modify { yield &fields.isGivenUp }
+    }
     /// What its annotations say about the mesh.
     public var mesh: MeshAnnotations {
         _read { yield storage.fields.mesh }
@@ -111,13 +117,6 @@ public struct Pod: Equatable, Sendable {
         self.namespace = namespace
         self.name = name
         self.uid = uid
-    }
-    /// Its labels, with its service account as the label that Cilium derives from it: what it is judged by when its object is
-    /// gone.
-    public var labelsForLater: [String: String] {
-        var labels = labels
-        if !serviceAccount.isEmpty { labels[DerivedLabels.serviceAccount] = serviceAccount }
-        return labels
     }
     public var isFinished: Bool { phase == "Succeeded" || phase == "Failed" }
     /// For a mirror pod the runtime hands over the hash of its static manifest instead of the UID.
@@ -170,21 +169,49 @@ public struct LabelSelector: Hashable, Sendable {
     }
 }
 
+extension LabelSelector: CustomStringConvertible {
+    /// As kubectl writes it: `zone=z2,tier in (a,b),!spot`; `everything` where it is empty.
+    public var description: String {
+        let all = text()
+        return all.isEmpty ? "everything" : all
+    }
+
+    /// The requirements whose key is wanted, as kubectl and a list request's `labelSelector` write them; empty where there is
+    /// none.
+    public func text(_ isWanted: (_ key: String) -> Bool = { _ in true }) -> String {
+        let equalities = matchLabels.filter { isWanted($0.key) }.sorted { $0.key < $1.key }.map {
+            "\($0.key)=\($0.value)"
+        }
+        let sets = matchExpressions.filter { isWanted($0.key) }.map { requirement in
+            let values = requirement.values.joined(separator: ",")
+            return switch requirement.operation {
+            case .isIn: "\(requirement.key) in (\(values))"
+            case .notIn: "\(requirement.key) notin (\(values))"
+            case .exists: requirement.key
+            case .doesNotExist: "!\(requirement.key)"
+            }
+        }
+        return (equalities + sets).joined(separator: ",")
+    }
+}
+
 /// Labels that no object has, and that Cilium derives and its users select by (Cilium, "Labels").
 public enum DerivedLabels {
     static let podNamespace = "io.kubernetes.pod.namespace"
     public static let serviceAccount = "io.cilium.k8s.policy.serviceaccount"
-    public static let namespaceLabelPrefix = "io.cilium.k8s.namespace.labels."
+    static let namespaceLabelPrefix = "io.cilium.k8s.namespace.labels."
+    /// Cilium's own labels, as its agent tells them (`LabelPrefix`, without a dot behind it).
+    static let ciliumPrefix = "io.cilium.k8s"
 
-    public static func isDerived(_ key: String) -> Bool {
-        key == podNamespace || key == serviceAccount || key.hasPrefix(namespaceLabelPrefix)
-    }
+    /// No pod has it of itself: Cilium takes it off what a pod's creator wrote, and so does Culvert.
+    public static func isDerived(_ key: String) -> Bool { key == podNamespace || key.hasPrefix(ciliumPrefix) }
 
-    /// A pod's labels with the derived ones. Empty strings: not known.
+    /// A pod's labels with the derived ones. Empty strings: not known. What the pod's creator wrote in the place of a derived
+    /// label is taken off: otherwise the creator could be of any namespace and any service account.
     public static func pod(
         _ labels: [String: String], namespace: String, namespaceLabels: [String: String], serviceAccount: String
     ) -> [String: String] {
-        var labels = labels
+        var labels = labels.filter { !isDerived($0.key) }
         if !namespace.isEmpty { labels[podNamespace] = namespace }
         if !serviceAccount.isEmpty { labels[DerivedLabels.serviceAccount] = serviceAccount }
         for (key, value) in namespaceLabels { labels[namespaceLabelPrefix + key] = value }
@@ -225,13 +252,60 @@ public struct EgressPolicy: Equatable, Sendable {
         case untranslated
     }
 
+    /// `spec.egressGateway`, or one of `spec.egressGateways`.
+    public struct GatewayEntry: Hashable, Sendable {
+        public var selector: LabelSelector
+        public var egress: Egress
+        public init(_ selector: LabelSelector = LabelSelector(), egress: Egress = .defaultAddress) {
+            self.selector = selector
+            self.egress = egress
+        }
+    }
+
+    /// `spec.mode`: how many candidates carry traffic at a time.
+    public enum Mode: String, Sendable, CaseIterable {
+        /// One at a time, for all pods.
+        case activeStandby = "active-standby"
+        /// Each pod has one of its own, by a hash of its UID.
+        case spread
+    }
+
+    /// `spec.locality`: whether candidates in the pod's own location go first, or are the only ones.
+    public enum Locality: String, Sendable, CaseIterable { case none, prefer, only }
+
     public var name: String
     public var source: Source
+    /// `metadata.generation`, which grows with every change of the spec; nil: the source tells none.
+    public var generation: Int64?
     public var selectors: [Selector] = []
     public var destinations: [IPNetwork] = []
     public var exclusions: [IPNetwork] = []
-    public var gatewaySelector = LabelSelector()
-    public var egress = Egress.defaultAddress
+    /// At least one.
+    public var gatewayEntries = [GatewayEntry()]
+    /// `spec.allowAnnotation`: pods of these namespaces may name the policy in their annotation, besides those that its own
+    /// selectors match.
+    public var allowAnnotation = NamespaceList()
+    /// `spec.egressGateways` was given: `spec.egressGateway` says nothing.
+    public var hasGatewayList = false
+    public var mode = Mode.activeStandby
+    /// `spec.failBack`; nil: what the mode says.
+    public var failBack: Bool?
+    public var locality = Locality.none
+    public var healthChecks = HealthChecks()
+    /// The selector of the first entry.
+    public var gatewaySelector: LabelSelector {
+        get { gatewayEntries[0].selector }
+        set { gatewayEntries[0].selector = newValue }
+    }
+    /// The address of the first entry.
+    public var egress: Egress {
+        get { gatewayEntries[0].egress }
+        set { gatewayEntries[0].egress = newValue }
+    }
+    /// Each pod has a first choice of its own: of candidates, or with Cilium's objects of entries.
+    public var isSpread: Bool { source == .cilium ? gatewayEntries.count > 1 : mode == .spread }
+    /// A candidate that is preferred and up again takes back what it had.
+    public var takesBack: Bool { failBack ?? isSpread }
     /// Why the whole policy is refused; empty when it is not.
     public var refusal = ""
     /// The refused policy's selectors could not be read: nobody knows which pods it selects, so it keeps those that it had.
@@ -268,12 +342,20 @@ public struct CiliumSettings: Equatable, Sendable {
         return 0
     }
 
+    /// BPF host routing: packets of pods pass netfilter by. As Cilium decides it: its kube-proxy replacement and BPF
+    /// masquerading, and not `enable-host-legacy-routing`.
+    public var hasHostRouting: Bool {
+        isTrue("enable-bpf-masquerade") == true && isTrue("enable-host-legacy-routing") != true
+            && (isTrue("kube-proxy-replacement") == true || data["kube-proxy-replacement"] == "strict")
+    }
+
+    /// Pods' packets go from node to node without a tunnel, by the nodes' own routes.
+    public var isNative: Bool { data["routing-mode"] == "native" || data["tunnel"] == "disabled" }
+
     /// Whether Cilium is built to skip the route lookup (`ENABLE_SKIP_FIB`, removed at the end of 2025): BPF host
     /// routing, one native device, no endpoint routes. nil where the settings do not tell.
     public var skipsRouteLookup: (reason: String, certain: Bool)? {
-        guard isTrue("enable-bpf-masquerade") == true, isTrue("enable-host-legacy-routing") != true,
-            isTrue("kube-proxy-replacement") == true || data["kube-proxy-replacement"] == "strict"
-        else { return nil }
+        guard hasHostRouting else { return nil }
         if endpointRoutes { return nil }
         let devices = (data["devices"] ?? "").split(whereSeparator: { $0 == " " || $0 == "," })
         if devices.count > 1 { return nil }
@@ -312,6 +394,7 @@ public struct Inventory: Equatable, Sendable {
     public var policies: [EgressPolicy] = []
     public var peers: [MeshPeer] = []
     public var cilium: CiliumSettings?
+    public var services = ServiceNetworks()
     /// What is wrong with the objects, for people.
     public var problems: [InventoryProblem] = []
     /// Why the inventory is not completely known, one reason each; empty when it is known. An inventory that is not

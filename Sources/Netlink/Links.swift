@@ -6,6 +6,11 @@ public struct KernelLink: Equatable, Sendable {
     public var index: Int32 = 0
     public var name = ""
     public var isUp = false
+    /// It is up, and what it is connected to is there.
+    public var hasCarrier: Bool { isUp && carrier }
+    var carrier = true
+    /// There is only one other end on it, or none that is asked for by ARP: a route over it needs no next hop.
+    public var isPointToPoint = false
     public var mtu = 0
     public var alias = ""
     public var kind = ""
@@ -62,9 +67,12 @@ extension KernelLink {
         guard let header = reply.fixed(ifinfomsg.self) else { return nil }
         index = header.ifi_index
         isUp = header.ifi_flags & 1 != 0
+        // IFF_POINTOPOINT and IFF_NOARP (linux/if.h)
+        isPointToPoint = header.ifi_flags & 0x90 != 0
         for attribute in reply.attributes(after: MemoryLayout<ifinfomsg>.size) {
             switch UInt32(attribute.type) {
             case UInt32(IFLA_IFNAME): name = attribute.string
+            case UInt32(IFLA_CARRIER): carrier = attribute.u8 != 0
             case UInt32(IFLA_MTU): mtu = Int(attribute.u32)
             case UInt32(IFLA_IFALIAS): alias = attribute.string
             case UInt32(IFLA_LINK): peerIndex = Int32(bitPattern: attribute.u32)
@@ -87,6 +95,9 @@ extension KernelLink {
             }
         }
     }
+
+    /// Kinds, by the kernel's names, of which a device of ours may be.
+    public static let possibleKinds: Set<String> = ["ipip", "gre", "vxlan", "wireguard", "tun"]
 
     private mutating func readInfo(_ info: NetlinkAttributes) {
         var data: NetlinkAttributes?
@@ -116,11 +127,12 @@ extension KernelLink {
             tunnel = .gre(
                 local: local, remote: address(Int(IFLA_GRE_REMOTE)), key: UInt32(bigEndian: key.u32),
                 fouPort: fou ? big16(Int(IFLA_GRE_ENCAP_DPORT)) : nil)
-        default: break
-        }
-        if kind == "vxlan", let local = address(Int(IFLA_VXLAN_LOCAL)), let id = values[Int(IFLA_VXLAN_ID)] {
+        case "vxlan":
+            guard let local = address(Int(IFLA_VXLAN_LOCAL)), let id = values[Int(IFLA_VXLAN_ID)] else { return }
+            // The MAC is not told by the tunnel's own attributes; it follows from the local address.
             tunnel = .vxlan(
                 local: local, vni: id.u32, port: big16(Int(IFLA_VXLAN_PORT)) ?? 0, mac: MACAddress(0))
+        default: break
         }
     }
 }
@@ -135,7 +147,7 @@ public enum LinkRequest {
         ) { attributes in
             attributes.string(IFLA_IFNAME, link.name)
             attributes.u32(IFLA_MTU, UInt32(link.mtu))
-            if case .vxlan(_, _, _, let mac) = link.kind { attributes.bytes(IFLA_ADDRESS, mac.bytes) }
+            if let mac = link.kind.macAddress { attributes.bytes(IFLA_ADDRESS, mac.bytes) }
             attributes.nested(IFLA_LINKINFO) { info in
                 info.string(IFLA_INFO_KIND, link.kind.name)
                 info.nested(IFLA_INFO_DATA) { put(link.kind, $0) }
@@ -207,6 +219,14 @@ public enum LinkRequest {
                 }
             }
         }
+    }
+
+    /// `ip link set dev NAME down`
+    static func setDown(index: Int32, name: String) -> NetlinkMessage {
+        var header = ifinfomsg()
+        header.ifi_index = index
+        header.ifi_change = 1  // IFF_UP
+        return NetlinkMessage("ip link set dev \(name) down", type: UInt16(RTM_NEWLINK), flags: 0, header: header)
     }
 
     /// `ip link del dev NAME`

@@ -8,20 +8,25 @@ public struct NetlinkError: Error, Equatable, CustomStringConvertible {
     public let code: Int32
     /// The kernel's own words (`NLMSGERR_ATTR_MSG`), or empty.
     public let kernelMessage: String
+    /// What to do about it, or empty.
+    public let remedy: String
 
-    public init(operation: String, code: Int32, kernelMessage: String = "") {
+    public init(operation: String, code: Int32, kernelMessage: String = "", remedy: String = "") {
         self.operation = operation
         self.code = code
         self.kernelMessage = kernelMessage
+        self.remedy = remedy
+    }
+
+    /// The same answer, where whoever asked knows what to do about it.
+    public func with(remedy: String) -> NetlinkError {
+        NetlinkError(operation: operation, code: code, kernelMessage: kernelMessage, remedy: remedy)
     }
 
     public var description: String {
-        let remedy =
-            code == EPERM
-            ? "; culvertd needs CAP_NET_ADMIN"
-            : code == EOPNOTSUPP && operation.contains("link add")
-                ? "; this kernel lacks the tunnel module, and it cannot be loaded (modprobe ipip ip_gre fou vxlan)" : ""
+        let remedy = code == EPERM ? "culvertd needs CAP_NET_ADMIN" : self.remedy
         return "\(operation): \(String(cString: strerror(code)))"
-            + (kernelMessage.isEmpty ? "" : " (\(kernelMessage))") + remedy
+            + (kernelMessage.isEmpty ? "" : " (\(kernelMessage))")
+            + (remedy.isEmpty ? "" : "; \(remedy)")
     }
 }

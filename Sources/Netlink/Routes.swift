@@ -46,8 +46,9 @@ extension NetlinkSocket {
         return routes
     }
 
-    /// `ip -4 route show default`: default routes of every table, without the rest of what may be very many routes.
-    public func defaultRoutesV4() throws -> [KernelRoute] {
+    /// `ip -4 route show type unicast`: others' routes of the main table, and default routes of every table, without the rest
+    /// of what may be very many routes. Those of devices that are down are left out.
+    public func uplinkRoutesV4() throws -> [KernelRoute] {
         var routes: [KernelRoute] = []
         var header = rtmsg()
         header.rtm_family = UInt8(AF_INET)
@@ -56,7 +57,9 @@ extension NetlinkSocket {
             "ip -4 route show table all type unicast", type: UInt16(RTM_GETROUTE), flags: UInt16(NLM_F_DUMP),
             header: header)
         try dump(request, restart: routes.removeAll()) { reply in
-            if let route = KernelRoute(reply), route.destination.prefixLength == 0,
+            // RTNH_F_DEAD and RTNH_F_LINKDOWN (linux/rtnetlink.h)
+            if let route = KernelRoute(reply), Int(route.type) == RTN_UNICAST, route.flags & 0x11 == 0,
+                route.destination.prefixLength == 0 || route.table == Rule.mainTable,
                 route.routeProtocol != Ownership.routeProtocol
             {
                 routes.append(route)
@@ -121,6 +124,8 @@ public struct KernelRoute: Equatable, Sendable {
     public var gateway: IPAddress?
     public var index: Int32 = 0
     public var nextHopID: UInt32 = 0
+    /// It has several next hops of its own.
+    public var isMultipath = false
     public var mtu: UInt32 = 0
     public var source: IPAddress?
 
@@ -143,6 +148,7 @@ public struct KernelRoute: Equatable, Sendable {
             case Int(RTA_GATEWAY.rawValue): gateway = attribute.address
             case Int(RTA_OIF.rawValue): index = Int32(bitPattern: attribute.u32)
             case Int(RTA_NH_ID.rawValue): nextHopID = attribute.u32
+            case Int(RTA_MULTIPATH.rawValue): isMultipath = true
             case Int(RTA_PREFSRC.rawValue): source = attribute.address
             case Int(RTA_METRICS.rawValue):
                 for entry in attribute.nested where entry.type == Int(RTAX_MTU) { mtu = entry.u32 }

@@ -28,6 +28,31 @@ extension NetlinkSocket {
         }
         return rules
     }
+
+    /// Priority of the first rule of IPv4 that asks the local table; nil: there is none. The kernel's own has 0, and Cilium moves
+    /// it to 100.
+    public func localRulePriority() throws -> UInt32? {
+        var priorities: [UInt32] = []
+        var header = fib_rule_hdr()
+        header.family = UInt8(AF_INET)
+        let request = NetlinkMessage(
+            "ip rule show table local", type: UInt16(RTM_GETRULE), flags: UInt16(NLM_F_DUMP), header: header)
+        try dump(request, restart: priorities.removeAll()) { reply in
+            guard let header = reply.fixed(fib_rule_hdr.self) else { return }
+            var table = UInt32(header.table)
+            // The kernel leaves a priority of 0 out.
+            var priority: UInt32 = 0
+            for attribute in reply.attributes(after: MemoryLayout<fib_rule_hdr>.size) {
+                switch attribute.type {
+                case Int(FRA_TABLE): table = attribute.u32
+                case Int(FRA_PRIORITY): priority = attribute.u32
+                default: break
+                }
+            }
+            if table == UInt32(RT_TABLE_LOCAL.rawValue) { priorities.append(priority) }
+        }
+        return priorities.min()
+    }
 }
 
 extension Rule {
@@ -41,6 +66,8 @@ extension Rule {
         var ours = false
         var mark: UInt32?
         var mask: UInt32?
+        var ipProtocol: UInt8 = 0
+        var port: UInt16?
         for attribute in reply.attributes(after: MemoryLayout<fib_rule_hdr>.size) {
             switch attribute.type {
             case Int(FRA_PRIORITY): priority = attribute.u32
@@ -50,6 +77,9 @@ extension Rule {
             case Int(FRA_PROTOCOL): ours = attribute.u8 == Ownership.routeProtocol
             case Int(FRA_FWMARK): mark = attribute.u32
             case Int(FRA_FWMASK): mask = attribute.u32
+            case Int(FRA_IP_PROTO): ipProtocol = attribute.u8
+            // struct fib_rule_port_range: first and last, in the machine's own byte order.
+            case Int(FRA_DPORT_RANGE): port = UInt16(truncatingIfNeeded: attribute.u32)
             default: break
             }
         }
@@ -57,6 +87,7 @@ extension Rule {
         self.init(
             priority: priority, source: source.map { IPNetwork($0, prefixLength: Int(header.src_len)) },
             incoming: incoming, mark: mask.map { .init(value: mark ?? 0, mask: $0) },
+            udpPort: ipProtocol == UInt8(IPPROTO_UDP) ? port : nil,
             action: Int(header.action) == Int(FR_ACT_UNREACHABLE) ? .unreachable : .lookup(table))
     }
 }
@@ -87,6 +118,10 @@ public enum RuleRequest {
             if let mark = rule.mark {
                 attributes.u32(FRA_FWMARK, mark.value)
                 attributes.u32(FRA_FWMASK, mark.mask)
+            }
+            if let port = rule.udpPort {
+                attributes.u8(FRA_IP_PROTO, UInt8(IPPROTO_UDP))
+                attributes.u32(FRA_DPORT_RANGE, UInt32(port) << 16 | UInt32(port))
             }
         }
     }

@@ -2,10 +2,14 @@ import Model
 
 /// The table `inet culvert`, put together.
 enum FirewallPlan {
-    /// - Parameter tunnels: nil where this node's overlay address is not known.
+    /// - Parameters:
+    ///   - tunnels: nil where this node's overlay address is not known.
+    ///   - refused: what this node would serve and cannot.
+    ///   - isNative: pods' packets come by the nodes' own routes, not by the overlay's devices.
     static func table(
-        tunnels: TunnelLinks?, node: Node?, index: NodeIndex, serving: [GatewayEgress], tables: PolicyTables,
-        overlay: Configuration.Overlay, mesh: MeshPlan?
+        tunnels: TunnelLinks?, node: Node?, index: NodeIndex, serving: [GatewayEgress],
+        refused: [EgressIdentity], tables: PolicyTables,
+        overlay: Configuration.Overlay, isNative: Bool, mesh: MeshPlan?
     ) -> FirewallTable {
         var sets: [FirewallSet] = []
         var chains: [FirewallChain] = []
@@ -29,7 +33,7 @@ enum FirewallPlan {
                     tunnels: tunnels, local: tunnels.local, serving: serving, overlay: overlay, mesh: mesh != nil,
                     sources: sources))
         }
-        sets += PodGuard.sets(tables)
+        sets += PodGuard.sets(tables) + InboundFlows.sets
         // Pods of other nodes, whose connections leave here: both directions of their handshakes pass the forward hook.
         if receives {
             let ranges = index.podRanges.map { UInt32($0 >> 32)...UInt32(truncatingIfNeeded: $0) }
@@ -38,10 +42,27 @@ enum FirewallPlan {
                     name: "remote_pods", key: .address, interval: true,
                     elements: IPRanges.merge(ranges).map { .init(first: $0.lowerBound, last: $0.upperBound) }))
         }
+        let overlayDevices = TunnelFilter.overlayDevices(overlay)
+        var tracking = PodGuard.trackingChain(tables, overlayDevices: overlayDevices)
+        if let tunnels {
+            // A member of a mesh receives with the default identity, whether it serves it or not.
+            let isMemberOnly = mesh != nil && !(serving.map(\.identity) + refused).contains(.defaultAddress)
+            let noGateway = refused + (isMemberOnly ? [.defaultAddress] : [])
+            let envelopes = tunnels.encapsulation.envelopes.map(\.match)
+            tracking.rules =
+                EchoFirewall.incoming(
+                    local: tunnels.local, envelopes: envelopes, receives: receives,
+                    refused: receives ? noGateway.flatMap(tunnels.devices) : [])
+                + SourceTranslation.zones(tunnels: tunnels, serving: serving, mesh: mesh != nil) + tracking.rules
+            chains.append(EchoFirewall.outgoing(local: tunnels.local, envelopes: envelopes))
+        }
         chains += [
-            PodGuard.trackingChain(tables), PodGuard.guardChain(tables),
+            InboundFlows.leavingChain,
+            InboundFlows.arrivingChain(comesPastOverlay: overlayDevices != nil && !isNative),
+            tracking, PodGuard.guardChain(tables, overlayDevices: overlayDevices),
             SegmentSizeClamp.chain(tunnels: tunnels, serving: serving),
             SourceTranslation.chain(tunnels: tunnels, serving: serving, mesh: mesh),
+            SourceTranslation.checkChain(tunnels: tunnels, serving: serving, mesh: mesh != nil),
         ]
         return FirewallTable(chains: chains, sets: sets + (mesh?.firewallSets ?? []))
     }

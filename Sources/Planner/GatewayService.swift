@@ -4,27 +4,56 @@ import Model
 struct GatewayService {
     /// By identity, in order.
     let served: [GatewayEgress]
-    private let results: [EgressPolicy.Egress: GatewayEgress.Result]
+    private let results: [EgressSpecification: GatewayEgress.Result]
+    /// How often the fastest policy of each identity sends echoes, milliseconds.
+    let echoIntervals: [Int]
     /// Interfaces that packets leave by beside the default route's, by the key of their table.
     let otherInterfaces: [String: LocalFacts.Interface]
 
     /// What this node serves, for the day when a policy is refused: its pods on other nodes go on using it.
     let policies: [AssignedPolicy]
 
-    /// - Parameter before: what this node served last.
-    init(catalogue: PolicyCatalogue, before: [AssignedPolicy], facts: LocalFacts, node: Node?) {
-        var results: [EgressPolicy.Egress: GatewayEgress.Result] = [:]
+    /// - Parameters:
+    ///   - before: what this node served last.
+    ///   - unreachable: why an identity is not served, because of its targets.
+    init(
+        catalogue: PolicyCatalogue, before: [AssignedPolicy], facts: LocalFacts, node: Node?,
+        unreachable: TargetVerdicts = TargetVerdicts()
+    ) {
         var policies: [AssignedPolicy] = []
+        // What goes out with each.
+        var destinations: [EgressSpecification: [[IPNetwork]]] = [:]
+        var intervals: [EgressSpecification: Int] = [:]
         for entry in catalogue.entries {
-            // A refused policy is served as it was: pods that had it keep it.
-            let policy = entry.refusal.isEmpty ? entry.assigned : before.first { $0.isOf(entry.policy) }
-            guard let policy, policy.gateways.contains(facts.nodeName) else { continue }
+            let policy: AssignedPolicy
+            let egresses: [EgressSpecification]
+            if let candidates = entry.candidates {
+                guard candidates.nodes.contains(facts.nodeName) else { continue }
+                policy = entry.assigned
+                egresses = entry.policy.gatewayEntries.filter { candidates.matches($0, facts.nodeName) }.map {
+                    EgressSpecification($0.egress, targets: entry.policy.healthChecks.targets)
+                }
+            } else {
+                // A refused policy is served as it was: pods that had it keep it.
+                guard let had = before.first(where: { $0.isOf(entry.policy) }), had.gateways.contains(facts.nodeName)
+                else { continue }
+                policy = had
+                egresses = had.candidates.filter { $0.node == facts.nodeName }.map(\.egress)
+            }
             policies.append(policy)
-            if results[policy.egress] == nil {
-                results[policy.egress] = GatewayEgress.resolve(policy.egress, facts: facts, node: node)
+            for egress in egresses {
+                destinations[egress, default: []].append(policy.destinations)
+                intervals[egress] = min(intervals[egress] ?? policy.interval, policy.interval)
             }
         }
+        var results: [EgressSpecification: GatewayEgress.Result] = [:]
+        for (egress, networks) in destinations {
+            results[egress] =
+                unreachable[egress].map { .refuses($0) }
+                ?? GatewayEgress.resolve(egress, to: networks, facts: facts, node: node)
+        }
         self.policies = policies
+        echoIntervals = intervals.values.sorted()
         self.results = results
         served = results.values.compactMap { if case .serves(let egress) = $0 { egress } else { nil } }
             .sorted { $0.identity < $1.identity }
@@ -34,7 +63,24 @@ struct GatewayService {
             }, uniquingKeysWith: { first, _ in first })
     }
 
-    func result(_ egress: EgressPolicy.Egress) -> GatewayEgress.Result? { results[egress] }
+    /// What it has to reach for that, whether it answers at the moment or not.
+    func targetChecks(facts: LocalFacts, node: Node?) -> [TargetCheck] {
+        specifications.filter { !$0.targets.isEmpty }.compactMap { egress in
+            guard case .serves(let served) = GatewayEgress.resolve(egress, facts: facts, node: node) else { return nil }
+            return TargetCheck(egress: egress, source: served.address, device: served.viaInterface?.name ?? "")
+        }
+    }
+
+    /// What this node is a candidate for and cannot serve, in order.
+    var refused: [EgressIdentity] {
+        Set(results.filter { if case .refuses = $0.value { true } else { false } }.map { EgressIdentity($0.key) })
+            .sorted()
+    }
+
+    /// What this node would do for others if all was well: for those who check that it is.
+    var specifications: [EgressSpecification] { results.keys.sorted { $0.text < $1.text } }
+
+    func result(_ egress: EgressSpecification) -> GatewayEgress.Result? { results[egress] }
 
     private static func tableKey(_ interface: LocalFacts.Interface) -> String { "egress/\(interface.name)" }
 

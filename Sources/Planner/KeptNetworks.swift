@@ -20,7 +20,7 @@ struct KeptNetworks: Equatable, Sendable {
     ) {
         var networks =
             KeptNetworks.always + configuration.serviceCIDRs + configuration.excludedCIDRs + others
-            + KeptNetworks.services(of: inventory.cilium)
+            + KeptNetworks.services(of: inventory.cilium) + inventory.services.all
         if let local { networks.append(IPNetwork(host: local)) }
         let v4 = networks.filter { $0.family == .v4 }
         self.v4 = KeptNetworks.fewest(v4.map(NodeIndex.packed) + index.keptNetworks)
@@ -32,8 +32,15 @@ struct KeptNetworks: Equatable, Sendable {
         self.v6 = EgressPolicyRoutes.outermost(v6)
     }
 
+    /// Whether a whole IPv4 network of Services is known, by whatever source.
+    static func knowsServices(_ configuration: Configuration, _ inventory: Inventory) -> Bool {
+        (configuration.serviceCIDRs + inventory.services.networks + services(of: inventory.cilium)).contains {
+            $0.family == .v4 && $0.prefixLength < 32
+        }
+    }
+
     /// Service networks and API servers, as far as `cilium-config` names them.
-    private static func services(of cilium: CiliumSettings?) -> [IPNetwork] {
+    fileprivate static func services(of cilium: CiliumSettings?) -> [IPNetwork] {
         var networks: [IPNetwork] = []
         for key in ["ipv4-service-range", "ipv6-service-range", "k8s-service-cidr"] {
             if let network = cilium?.data[key].flatMap({ IPNetwork($0) }) { networks.append(network) }
@@ -72,6 +79,18 @@ struct KeptNetworks: Equatable, Sendable {
             }
         }
         return result.map { IPNetwork(IPAddress(v4: $0.first), prefixLength: Int($0.length)) }
+    }
+}
+
+extension Planner {
+    /// What keeps its normal path because Services, or the API server, have their addresses there; for people.
+    public static func keptServices(
+        _ configuration: Configuration, _ inventory: Inventory, _ facts: LocalFacts
+    ) -> [IPNetwork] {
+        let own = [facts.apiServerAddress].compactMap { $0.map { IPNetwork(host: $0) } }
+        return Set(
+            configuration.serviceCIDRs + KeptNetworks.services(of: inventory.cilium) + inventory.services.all + own
+        ).sorted()
     }
 }
 

@@ -8,7 +8,7 @@ public struct MeshPlan {
     private let node: Node
     private let segmentIndex: Int
     private let endpoints: Set<IPAddress>
-    /// By segment: where its gateway is; nil where that is not known.
+    /// By segment: where its gateway is, or was seen if it is behind a NAT; nil where that is not known.
     private let gatewayEndpoints: [SocketAddress?]
     /// Networks of outside peers that are routed.
     private let peerNetworks: [IPNetwork]
@@ -42,10 +42,14 @@ public struct MeshPlan {
         self.facts = facts
         self.node = node
         segmentIndex = index
+        let discovered = MeshPlan.discoveredEndpoints(topology, node: node)
         gatewayEndpoints = topology.segments.map { segment in
-            MeshTopology.endpoint(of: segment.gateway, port: configuration.mesh.port).flatMap {
+            let told = MeshTopology.endpoint(of: segment.gateway, port: configuration.mesh.port).flatMap {
                 MeshPlan.address(of: $0, facts: facts)
             }
+            // Who says a public address of itself is behind no NAT; where it was seen is but one peer's view of it.
+            let isBehindNAT = segment.gateway.mesh.persistentKeepalive > 0 && told?.address.isPublic != true
+            return (isBehindNAT ? segment.gateway.mesh.key.flatMap { discovered[$0] } : nil) ?? told
         }
         let peerEndpoints = topology.peers.compactMap { peer in
             peer.endpoint.flatMap { MeshPlan.address(of: $0, facts: facts) }
@@ -68,13 +72,40 @@ public struct MeshPlan {
                     + "load the module (modprobe wireguard), or run wireguard-go \(device) as the helper's user")
         }
         destinations = topology.segments.indices.flatMap { $0 == index ? [] : destinations(of: $0) }
+        warnings += overlayWarning(inventory.cilium)
+    }
+
+    /// Who makes every node a gateway of its own wants all between nodes encrypted; with an overlay, pods of the own location
+    /// are the overlay's, which takes their packets before any route is looked up.
+    private func overlayWarning(_ cilium: CiliumSettings?) -> [String] {
+        guard configuration.overlay != .none, (cilium?.encryptionOverhead ?? 0) == 0 else { return [] }
+        var neighbours = 0
+        for (index, other) in topology.segments.enumerated() where index != segmentIndex {
+            for member in other.nodes where topology.areNeighbours(node, member) { neighbours += 1 }
+        }
+        if neighbours == 0 { return [] }
+        let remedy =
+            configuration.overlay == .cilium
+            ? "switch on Cilium's own encryption (encryption.enabled=true, encryption.type=wireguard)"
+            : "use flannel's backend wireguard"
+        return [
+            "granularity full does not encrypt what pods here and on \(neighbours) other nodes of this location send each "
+                + "other: the overlay \(configuration.overlay.rawValue) carries that past WireGuard; \(remedy)"
+        ]
     }
 
     /// The inventory with what this node knows of itself better than anybody.
-    public static func withOwnFacts(_ inventory: Inventory, facts: LocalFacts) -> [String: Node] {
+    ///
+    /// - Parameter kiloMesh: the mesh with Kilo's nodes, in which every node publishes its endpoint; nil: there is none.
+    public static func withOwnFacts(
+        _ inventory: Inventory, facts: LocalFacts, kiloMesh: MeshConfiguration?
+    ) -> [String: Node] {
         guard let told = inventory.nodes[facts.nodeName] else { return inventory.nodes }
         var own = told
         own.mesh.key = facts.publicKey ?? own.mesh.key
+        if let mesh = kiloMesh, facts.isLive {
+            own.mesh.endpoint = ownEndpoint(of: own, facts: facts, configuration: mesh)
+        }
         if let address = facts.privateAddress, let known = own.mesh.privateAddress, known.address == address.address,
             known.prefixLength == known.address.family.bits
         {
@@ -85,6 +116,23 @@ public struct MeshPlan {
         var nodes = inventory.nodes
         nodes[facts.nodeName] = own
         return nodes
+    }
+
+    /// Where other locations find this node, in a mesh with Kilo's nodes: what the user forces, else its external address, else
+    /// a public address on an interface of its own, else its private one. Never what it has published before, which would
+    /// outlive its reason.
+    public static func ownEndpoint(
+        of node: Node, facts: LocalFacts, configuration: MeshConfiguration
+    ) -> Endpoint? {
+        if node.mesh.isEndpointForced, let forced = node.mesh.endpoint { return forced }
+        // Of the interface that has the default route first, as Kilo looks for it.
+        let interfaces =
+            facts.interfaces.filter { $0.name == facts.underlayDevice }
+            + facts.interfaces.filter { $0.name != facts.underlayDevice }
+        let found = interfaces.filter { $0.name != "kilo0" }.flatMap(\.hostAddresses).first { $0.isPublic }
+        let address =
+            node.externalIPs.first ?? found ?? node.mesh.privateAddress?.address ?? node.internalIPs.first
+        return address.map { Endpoint(host: .address($0), port: configuration.port) }
     }
 
     /// The nodes less those that have no part in the mesh.
@@ -213,6 +261,14 @@ public struct MeshPlan {
             addInwardRoutes(to: &host, &routes, tunnels)
             host.rules.append(
                 Rule(priority: Ownership.tunnelRulePriority, incoming: device, table: Ownership.locationTable))
+            if segment.nodes.contains(where: { $0.name != node.name && usesTunnel(to: $0) }) {
+                // What the gateway itself answers from its WireGuard address to its own location goes by the tunnel too: the
+                // network between would drop that source.
+                host.rules.append(
+                    Rule(
+                        priority: Ownership.tunnelRulePriority, source: IPNetwork(host: segment.wireGuardAddress),
+                        table: Ownership.locationTable))
+            }
         }
         if mesh.manageLocalRoutes && configuration.overlay == .none {
             addLocalRoutes(to: &host, &routes, tunnels, source: source)
@@ -234,10 +290,11 @@ public struct MeshPlan {
             for network in networks {
                 routes.append(Route(table: Ownership.locationTable, destination: network, kind: way))
             }
-            if configuration.overlay != .flannel, configuration.tunnelProtocol == .vxlan,
-                let outer = MeshPlan.outerAddress(member, overlay: configuration.overlay)
+            if configuration.overlay != .flannel,
+                let outer = MeshPlan.outerAddress(member, overlay: configuration.overlay),
+                let neighbour = tunnels.mainTunnelNeighbour(peer: outer)
             {
-                host.neighbours.append(tunnels.neighbour(on: Ownership.mainTunnel, peer: outer))
+                host.neighbours.append(neighbour)
             }
         }
     }
@@ -269,7 +326,7 @@ public struct MeshPlan {
     private func wireGuard() -> WireGuardDevice? {
         guard let key = node.mesh.key ?? facts.publicKey else { return nil }
         var device = WireGuardDevice(name: device, listenPort: mesh.port, publicKey: key)
-        let discovered = discoveredEndpoints()
+        let discovered = MeshPlan.discoveredEndpoints(topology, node: node)
         let keepalive = max(mesh.persistentKeepalive, node.mesh.persistentKeepalive)
         var claimed: Set<IPNetwork> = []
         for (index, other) in topology.segments.enumerated() where index != segmentIndex {
@@ -277,13 +334,9 @@ public struct MeshPlan {
             // WireGuard gives an address to the last peer that claims it; here it is always the first.
             let networks = (other.ownNetworks + other.allowedLocationIPs).filter { claimed.insert($0).inserted }
                 .sorted()
-            // Who says a public address of itself is behind no NAT; where it was seen is but one peer's view of it.
-            let told = gatewayEndpoints[index]
-            let isBehindNAT = other.gateway.mesh.persistentKeepalive > 0 && told?.address.isPublic != true
-            let seen = isBehindNAT ? discovered[key] : nil
             device.peers.append(
                 WireGuardPeer(
-                    publicKey: key, endpoint: seen ?? told, persistentKeepalive: keepalive,
+                    publicKey: key, endpoint: gatewayEndpoints[index], persistentKeepalive: keepalive,
                     allowedIPs: networks))
         }
         for peer in topology.peers {
@@ -302,7 +355,9 @@ public struct MeshPlan {
     /// Where peers behind a NAT were seen: by this node, else by the first node that tells, in the order of segments. A
     /// private address says something only to those who are where the teller is: it sees nodes of its own location from
     /// inside their NAT.
-    private func discoveredEndpoints() -> [WireGuardKey: SocketAddress] {
+    private static func discoveredEndpoints(
+        _ topology: MeshTopology, node: Node
+    ) -> [WireGuardKey: SocketAddress] {
         var result = node.mesh.discoveredEndpoints
         for segment in topology.segments {
             for other in segment.nodes where !other.mesh.discoveredEndpoints.isEmpty && other.name != node.name {

@@ -94,15 +94,34 @@ public struct MeshTopology: Sendable {
     /// Seconds without a word after which Kilo takes a node for gone: twice its check-in period.
     public static let kiloSilence: Int64 = 60
 
+    /// By how much the time may be later than the second newest sign of life, seconds: less than a check-in period, so that a
+    /// node that checks in every 30 seconds is never taken for gone when no newer signs of life arrive.
+    private static let mostKiloDelay: Int64 = 25
+
     /// Nodes that Kilo leaves out of its topology (`Ready` of its pkg/mesh): without key, endpoint or pod network, or not
     /// seen lately. Whoever shares a mesh with Kilo must leave out the same, or their WireGuard addresses differ.
     ///
-    /// Kilo goes by its node's own clock. Here the time is that of a sign of life: with an inventory that is behind, all
-    /// nodes are, and none is gone. It is the second newest one, because the newest may come from a node whose clock is ahead,
-    /// to which all others would look gone. (Of two nodes that were seen, neither can be told to be gone.)
-    public static func notReadyForKilo(_ nodes: [String: Node]) -> Set<String> {
-        let newest = nodes.values.compactMap(\.mesh.lastSeen.seconds).sorted(by: >).prefix(2)
-        let now = newest.last ?? 0
+    /// Kilo goes by its node's own clock. Here that clock counts within limits: with a clock that is ahead, and with an
+    /// inventory that is behind, all nodes would look gone. So the time is at least that of the second newest sign of life, and
+    /// at most 25 seconds later. (The newest one may come from a node whose clock is ahead. Of two nodes that were seen, neither
+    /// can be told to be gone.)
+    ///
+    /// - Parameter clock: this node's, seconds since 1970.
+    public static func notReadyForKilo(_ nodes: [String: Node], clock: Int64) -> Set<String> {
+        var newest: Int64?
+        var next: Int64?
+        for case let seen? in nodes.values.lazy.map(\.mesh.lastSeen.seconds) {
+            if let before = newest {
+                newest = max(seen, before)
+                next = max(min(seen, before), next ?? .min)
+            } else {
+                newest = seen
+            }
+        }
+        // One alone says nothing of others.
+        let second = next ?? newest ?? 0
+        let latest = second.addingReportingOverflow(mostKiloDelay)
+        let now = max(second, min(clock, latest.overflow ? second : latest.partialValue))
         return Set(
             nodes.values.filter { node in
                 node.mesh.key == nil || node.podCIDRs.isEmpty || node.mesh.endpoint == nil
@@ -223,26 +242,46 @@ public struct MeshTopology: Sendable {
             }
         }
         for peer in peers { owned += peer.allowedIPs.map { ($0, "peer \(peer.name)") } }
+        let rivals = laterRivals()
+        var taken = NetworkTrie()
+        for (place, entry) in owned.enumerated() { taken.insert(entry.network, place) }
         for index in segments.indices {
-            owned.append(
-                (IPNetwork(host: segments[index].wireGuardAddress), "the WireGuard address of \(segments[index].key)"))
+            let own = IPNetwork(host: segments[index].wireGuardAddress)
+            taken.insert(own, owned.count)
+            owned.append((own, "the WireGuard address of \(segments[index].key)"))
             segments[index].allowedLocationIPs = segments[index].allowedLocationIPs.filter { network in
-                for (other, segment) in segments.enumerated() where other != index {
-                    if let rival = segment.allowedLocationIPs.first(where: { $0.overlaps(network) }) {
-                        problems.append(
-                            "allowed-location-ips: \(network) of \(segments[index].key) overlaps with \(rival) of \(segment.key), which keeps it"
-                        )
-                        return false
-                    }
-                }
-                if let rival = owned.first(where: { $0.network.overlaps(network) }) {
+                if let rival = rivals[index][network] {
                     problems.append(
-                        "allowed-location-ips: \(network) of \(segments[index].key) overlaps with \(rival.network), \(rival.owner)"
+                        "allowed-location-ips: \(network) of \(segments[index].key) overlaps with \(rival.network) of \(segments[rival.segment].key), which keeps it"
+                    )
+                    return false
+                }
+                if let place = taken.first(overlapping: network) {
+                    problems.append(
+                        "allowed-location-ips: \(network) of \(segments[index].key) overlaps with \(owned[place].network), \(owned[place].owner)"
                     )
                     return false
                 }
                 return true
             }
         }
+    }
+
+    /// Of each segment: its networks that overlap with one of a later segment, and with which. (An earlier segment has none
+    /// left that overlaps with this one: this one is later than it.)
+    private func laterRivals() -> [[IPNetwork: (network: IPNetwork, segment: Int)]] {
+        var rivals = [[IPNetwork: (network: IPNetwork, segment: Int)]](repeating: [:], count: segments.count)
+        var later = NetworkTrie()
+        for index in segments.indices.reversed() {
+            for network in segments[index].allowedLocationIPs {
+                guard let number = later.first(overlapping: network) else { continue }
+                let segment = number >> 32
+                rivals[index][network] = (segments[segment].allowedLocationIPs[number & 0xFFFF_FFFF], segment)
+            }
+            for (place, network) in segments[index].allowedLocationIPs.enumerated() {
+                later.insert(network, index << 32 | place)
+            }
+        }
+        return rivals
     }
 }

@@ -26,8 +26,11 @@ public struct NodeIndex: Sendable {
     private(set) var outerAddresses: [UInt32] = []
     /// Tunnel end and what the node there may send, 32 bits each, in order; by prefix length, 0...32. Without the own node.
     private(set) var innerSources = [[UInt64]](repeating: [], count: 33)
-    /// Names of the nodes that have an overlay address and match, in order.
-    private var gateways: [LabelSelector: [String]] = [:]
+    /// The nodes that match and where tunnels can end, in order.
+    private var gateways: [LabelSelector: [GatewayRank]] = [:]
+    private var topologyLabel = ""
+    /// Nodes that Kubernetes has given up, among those that may be gateways.
+    var doubtful: Set<String> { Set(gateways.values.joined().filter(\.isDoubtful).map(\.name)) }
 
     public init() {}
 
@@ -41,11 +44,17 @@ public struct NodeIndex: Sendable {
 
     /// Brings it up to date.
     mutating func update(
-        _ inventory: Inventory, nodeName: String, overlay: Configuration.Overlay, nodeCIDRs: [IPNetwork] = []
+        _ inventory: Inventory, nodeName: String, overlay: Configuration.Overlay, nodeCIDRs: [IPNetwork] = [],
+        topologyLabel: String = MeshConfiguration().topologyLabel
     ) {
+        if topologyLabel != self.topologyLabel {
+            self.topologyLabel = topologyLabel
+            gateways = [:]
+            generation += 1
+        }
         if policies != inventory.policies {
             policies = inventory.policies
-            let selectors = Set(policies.map(\.gatewaySelector))
+            let selectors = Set(policies.flatMap { $0.gatewayEntries.map(\.selector) })
             if gateways.contains(where: { !selectors.contains($0.key) }) {
                 gateways = gateways.filter { selectors.contains($0.key) }
                 generation += 1
@@ -99,7 +108,9 @@ public struct NodeIndex: Sendable {
         _ nodes: [Node], nodeName: String, overlay: Configuration.Overlay, nodeCIDRs: [IPNetwork]
     ) {
         let generation = generation + 1
+        let topologyLabel = topologyLabel
         self = NodeIndex()
+        self.topologyLabel = topologyLabel
         self.generation = generation
         self.nodeCIDRs = nodeCIDRs
         self.nodeName = nodeName
@@ -181,13 +192,15 @@ public struct NodeIndex: Sendable {
             case .inner(let number, let length): innerSources[length].change(number, adding: adding)
             }
         }
-        for selector in gateways.keys where NodeIndex.isGateway(node, selector) {
-            gateways[selector]?.change(node.name, adding: adding)
+        for selector in gateways.keys where NodeIndex.isGateway(node, selector, overlay) {
+            gateways[selector]?.change(GatewayRank(node, topologyLabel: topologyLabel), adding: adding)
         }
     }
 
-    private static func isGateway(_ node: Node, _ selector: LabelSelector) -> Bool {
-        node.overlayV4 != nil && selector.matches(node.labels)
+    private static func isGateway(
+        _ node: Node, _ selector: LabelSelector, _ overlay: Configuration.Overlay
+    ) -> Bool {
+        MeshPlan.outerAddress(node, overlay: overlay)?.family == .v4 && selector.matches(node.labels)
     }
 
     /// The lowest kept address of a node inside this IPv4 network.
@@ -201,12 +214,13 @@ public struct NodeIndex: Sendable {
         return IPAddress(v4: keptAddresses[low])
     }
 
-    /// Names of the nodes that a policy's gateway selector matches and that have an overlay address, in order.
-    mutating func gateways(_ selector: LabelSelector) -> [String] {
+    /// The nodes that a gateway selector matches and where tunnels can end, in order.
+    mutating func gateways(_ selector: LabelSelector) -> [GatewayRank] {
         if let known = gateways[selector] { return known }
-        let names = nodes.filter { NodeIndex.isGateway($0, selector) }.map(\.name).sorted()
-        gateways[selector] = names
-        return names
+        let ranks = nodes.filter { NodeIndex.isGateway($0, selector, overlay) }
+            .map { GatewayRank($0, topologyLabel: topologyLabel) }.sorted()
+        gateways[selector] = ranks
+        return ranks
     }
 }
 

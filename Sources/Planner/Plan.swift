@@ -8,6 +8,11 @@ public struct Plan: Equatable, Sendable {
     public var policies: [PolicyPlan] = []
     /// Policies that this node serves as a gateway, for the record on disk.
     public var served: [AssignedPolicy] = []
+    /// The egress address of each zone of connection tracking that this node uses as a gateway: whatever else is in such a
+    /// zone was translated before, and is forgotten.
+    public var translations: [UInt16: IPAddress] = [:]
+    /// What changes with the gateways' health.
+    public var liveness = LivenessPlan()
     /// How large a pod's packet to another location may be, line by line; empty without a mesh.
     public var meshMTU: [PathMTULine] = []
     /// What would break the routing of pods, or is not as it should be, for people.
@@ -19,8 +24,10 @@ public struct Plan: Equatable, Sendable {
 public struct AttachmentPlan: Equatable, Sendable {
     public struct Policy: Equatable, Sendable {
         public let name: String
-        /// nil: no gateway matches, and the destinations are unreachable.
+        /// nil: no gateway matches, and the destinations are unreachable; or all are down.
         public let gateway: String?
+        /// There are candidates, and all of them are down.
+        public let isDown: Bool
         /// Where this node knows it.
         public let egressAddress: IPAddress?
     }
@@ -35,6 +42,8 @@ public struct AttachmentPlan: Equatable, Sendable {
     public var refusal = ""
     /// What it gets, for the record on disk.
     public var assigned: [AssignedPolicy] = []
+    /// The value that its annotation is permitted to have, or was before, for the record on disk; empty: none.
+    public var grantedAnnotation = ""
     /// Why it is held, or goes on with what a policy said before, one reason each; empty for a pod like any other.
     public var holds: [String] { assigned.map(\.reason).filter { !$0.isEmpty } }
     /// Something that it may send to is unreachable because a policy cannot be carried out.
@@ -61,15 +70,35 @@ public struct PolicyPlan: Equatable, Sendable {
     public let gateway: String?
     /// Nodes that may be its gateway, in order of preference.
     public let candidates: [String]
+    /// The same for every node, whatever the policy's locality says; in order of name.
+    public let allCandidates: [String]
+    /// Each pod has a gateway of its own: `gateway` is the first by preference.
+    public let isSpread: Bool
     /// This node is the gateway.
     public let isLocalGateway: Bool
     public let egressAddress: IPAddress?
     public let destinations: [IPNetwork]
     public internal(set) var attachments: Int
+    public let standing: Standing
+
+    /// Whether it is carried out, and why not.
+    public enum Standing: Equatable, Sendable {
+        case inForce
+        /// It is not carried out, or not fully, as the nodes are at the moment.
+        case impaired(String)
+        /// Nothing of it can be carried out, whatever the nodes are.
+        case refused(String)
+    }
     /// Why it is not (fully) in force; empty when it is.
-    public let problem: String
-    /// Nothing of it can be carried out, whatever the nodes are.
-    public var isRefused: Bool { problem.hasPrefix("refused: ") }
+    public var problem: String {
+        switch standing {
+        case .inForce: ""
+        case .impaired(let why): why
+        case .refused(let why): "refused: \(why)"
+        }
+    }
+    /// Why it is refused; nil where it is not.
+    public var refusal: String? { if case .refused(let why) = standing { why } else { nil } }
 }
 
 public enum Planner {
@@ -82,25 +111,30 @@ public enum Planner {
     /// The one pure function in the middle: no I/O, no clock, no random numbers.
     public static func plan(
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
-        gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs(),
-        previouslyServed: [AssignedPolicy] = []
+        gatewayHealth: GatewayHealth = GatewayHealth(), previous: GatewayActivation.Previous = .init(),
+        previousIDs: AssignedIDs = AssignedIDs(), previouslyServed: [AssignedPolicy] = [],
+        unreachable: TargetVerdicts = TargetVerdicts()
     ) -> Plan {
         var memory = PlannerMemory()
         return plan(
             configuration: configuration, localFacts: facts, inventory: inventory, attachments: attachments,
-            gatewayHealth: gatewayHealth, previousIDs: previousIDs, previouslyServed: previouslyServed, memory: &memory)
+            gatewayHealth: gatewayHealth, previous: previous, previousIDs: previousIDs,
+            previouslyServed: previouslyServed, unreachable: unreachable, memory: &memory)
     }
 
     /// The same plan, sooner where little has changed since the memory was last used.
     public static func plan(
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
-        gatewayHealth: GatewayHealth = GatewayHealth(), previousIDs: AssignedIDs = AssignedIDs(),
-        previouslyServed: [AssignedPolicy] = [], memory: inout PlannerMemory
+        gatewayHealth: GatewayHealth = GatewayHealth(), previous: GatewayActivation.Previous = .init(),
+        previousIDs: AssignedIDs = AssignedIDs(), previouslyServed: [AssignedPolicy] = [],
+        unreachable: TargetVerdicts = TargetVerdicts(), memory: inout PlannerMemory
     ) -> Plan {
         var inventory = inventory
-        inventory.nodes = MeshPlan.withOwnFacts(inventory, facts: facts)
+        inventory.nodes = MeshPlan.withOwnFacts(
+            inventory, facts: facts, kiloMesh: configuration.mesh.kiloInterop ? configuration.mesh : nil)
         memory.nodes.update(
-            inventory, nodeName: facts.nodeName, overlay: configuration.overlay, nodeCIDRs: configuration.nodeCIDRs)
+            inventory, nodeName: facts.nodeName, overlay: configuration.overlay, nodeCIDRs: configuration.nodeCIDRs,
+            topologyLabel: configuration.mesh.topologyLabel)
         let node = inventory.nodes[facts.nodeName]
         let attachments = attachments.sorted { $0.id < $1.id }
 
@@ -112,21 +146,30 @@ public enum Planner {
             memory: &memory)
         let used = usedPolicies(attachments, assignment)
         let ends = TunnelEnds(configuration: configuration, facts: facts, inventory: inventory)
-        func canReach(_ gateway: String) -> Bool { ends.address(of: gateway) != nil }
 
         // What this node does as a gateway, and in the mesh.
-        let service = GatewayService(catalogue: catalogue, before: previouslyServed, facts: facts, node: node)
+        let service = GatewayService(
+            catalogue: catalogue, before: previouslyServed, facts: facts, node: node, unreachable: unreachable)
+        var health = gatewayHealth
+        health.doubtful = memory.nodes.doubtful
+        let targetChecks = service.targetChecks(facts: facts, node: node)
+        let own = ownHealth(
+            facts.nodeName, service: service,
+            pending: Set(targetChecks.map(\.egress).filter { unreachable.isPending($0) }))
+        for (end, state) in own { health.states[end] = state }
         var plan = Plan()
         let nodes = memory.nodes
         let catalogueOutcome = memory.outcome(
             .init(
                 catalogueGeneration: memory.catalogueGeneration, nodesGeneration: memory.nodes.generation,
-                facts: facts, health: gatewayHealth, cilium: inventory.cilium)
+                facts: facts, health: health, previous: previous, cilium: inventory.cilium,
+                services: inventory.services, unreachable: unreachable)
         ) {
             let activation = GatewayActivation(
-                catalogue.entries.map(\.assigned), health: gatewayHealth, canReach: canReach)
+                catalogue.entries.map(\.assigned), health: health, previous: previous, address: ends.address)
             let outcome = PlanOutcome(
-                facts: facts, inventory: inventory, catalogue: catalogue, activation: activation, service: service)
+                overlay: configuration.overlay, facts: facts, inventory: inventory, catalogue: catalogue,
+                activation: activation, service: service)
             let policies = outcome.policies()
             return .init(
                 senders: senders(
@@ -137,17 +180,18 @@ public enum Planner {
                     uniquingKeysWith: { first, _ in first }),
                 warnings: outcome.warningsOfPolicies()
                     + PlanWarnings.ofDestinations(
-                        catalogue: catalogue, index: nodes, hasNodeCIDRs: !configuration.nodeCIDRs.isEmpty))
+                        catalogue: catalogue, index: nodes, hasNodeCIDRs: !configuration.nodeCIDRs.isEmpty)
+                    + PlanWarnings.ofServices(catalogue: catalogue, configuration: configuration, inventory: inventory))
         }
         let activation = GatewayActivation(
-            used, health: gatewayHealth, before: catalogueOutcome.activation, canReach: canReach)
+            used, health: health, previous: previous, before: catalogueOutcome.activation, address: ends.address)
         let mesh = meshPlan(
             configuration: configuration, facts: facts, inventory: inventory, warnings: &plan.warnings)
 
         // Tunnels, next hops, tables.
         let tunnels = ends.local.map { local in
             TunnelLinks(
-                tunnelProtocol: configuration.tunnelProtocol, local: local,
+                encapsulation: configuration.encapsulation, local: local,
                 overlayMTU: ends.overlayMTU,
                 senders: senders(used, ends: ends, before: catalogueOutcome.senders)
                     + (mesh?.senders ?? []).map { .init(gateway: $0, identity: .defaultAddress) },
@@ -158,8 +202,11 @@ public enum Planner {
             used, activation: activation, tunnels: tunnels, nodeName: facts.nodeName, overlay: ends.address,
             uplink: strictUplink, previous: previousIDs)
         let keptInputs = PlannerMemory.KeptInputs(
-            configuration: configuration, cilium: inventory.cilium, local: ends.local,
-            others: used.isEmpty ? [] : mesh?.keptNetworks ?? [], generation: memory.nodes.generation)
+            configuration: configuration, cilium: inventory.cilium, services: inventory.services, local: ends.local,
+            others: used.isEmpty
+                ? []
+                : (mesh?.keptNetworks ?? []) + [facts.apiServerAddress].compactMap { $0.map { IPNetwork(host: $0) } },
+            generation: memory.nodes.generation)
         let kept =
             used.isEmpty ? KeptNetworks(v4: []) : memory.keptNetworks(keptInputs, inventory: inventory)
         let tableNumbers = AssignedIDs.assign(
@@ -174,6 +221,25 @@ public enum Planner {
             keptInputs: keptInputs, memory: &memory)
 
         plan.served = service.policies
+        plan.liveness.targetChecks = targetChecks
+        plan.liveness.checkedEgresses = Set(service.specifications.filter { !$0.targets.isEmpty })
+        plan.liveness.sessions = EchoRouting.sessions(used, hops: hops, nodeName: facts.nodeName) {
+            EchoPace.asked(by: inventory.nodes[$0])
+        }
+        plan.liveness.servedIntervals = service.echoIntervals
+        let unwatched = EchoRouting.unwatched(used, hops: hops, nodeName: facts.nodeName)
+        if let first = unwatched.first {
+            plan.warnings.append(
+                "nobody knows whether gateway \(first)\(unwatched.count == 1 ? "" : " (and \(unwatched.count - 1) more)") is "
+                    + "alive: there are more next hops than echoes can be told apart by (\(Ownership.mostEchoSessions)); "
+                    + "mode: active-standby needs fewer than spread")
+        }
+        plan.liveness.slots = hops.slots.values.sorted { $0.id < $1.id }
+        plan.liveness.own = own
+        plan.liveness.doubtful = health.doubtful
+        plan.liveness.destination = tunnels?.local
+        plan.liveness.source = EchoRouting.source(of: node, besides: tunnels?.local)
+        plan.liveness.obstacle = EchoRouting.obstacle(plan.liveness, facts: facts, overlay: configuration.overlay)
         plan.ids.tunnels = tunnels?.numbers ?? previousIDs.tunnels
         plan.ids.nextHops = hops.numbers
         plan.ids.tables = tableNumbers
@@ -187,6 +253,7 @@ public enum Planner {
         for table in tables.routes(hops, memory: &memory) { plan.host.add(table) }
         plan.host.add(service.routes(tableNumbers))
         plan.host.rules = tables.rules
+        EchoRouting.add(plan.liveness.sessions, hops: hops, to: &plan.host)
         if let tunnels {
             plan.host.rules += TunnelGuard.rules(tunnels) { service.table(of: $0, tableNumbers) }
             plan.host.add(
@@ -200,12 +267,17 @@ public enum Planner {
         plan.host.neighbours = Array(Set(plan.host.neighbours)).sorted { ($0.device, $0.peer) < ($1.device, $1.peer) }
         plan.host.rules.sort(by: Rule.isBefore)
         plan.host.firewall = FirewallPlan.table(
-            tunnels: tunnels, node: node, index: memory.nodes, serving: service.served, tables: tables,
-            overlay: configuration.overlay, mesh: mesh)
+            tunnels: tunnels, node: node, index: memory.nodes, serving: service.served,
+            refused: service.refused, tables: tables,
+            overlay: configuration.overlay, isNative: inventory.cilium?.isNative == true, mesh: mesh)
+
+        plan.translations = SourceTranslation.translations(
+            tunnels: tunnels, serving: service.served, mesh: mesh != nil)
 
         // What people are told.
         let outcome = PlanOutcome(
-            facts: facts, inventory: inventory, catalogue: catalogue, activation: activation, service: service)
+            overlay: configuration.overlay, facts: facts, inventory: inventory, catalogue: catalogue,
+            activation: activation, service: service)
         plan.attachments = outcome.attachments(
             attachments, assignment: assignment, tables: tables,
             meshRoutes: tunnels.flatMap { tunnels in mesh?.podRoutes(tunnels: tunnels) } ?? [],
@@ -221,8 +293,16 @@ public enum Planner {
         }
         plan.warnings =
             PlanWarnings.ofNode(
-                facts: facts, inventory: inventory, node: node, honorsCiliumPolicies: configuration.honorCiliumPolicies)
+                facts: facts, inventory: inventory, node: node, overlay: configuration.overlay,
+                honorsCiliumPolicies: configuration.honorCiliumPolicies)
+            + (tables.tables.isEmpty
+                ? []
+                : PlanWarnings.ofInbound(facts: facts, cilium: inventory.cilium)
+                    + PlanWarnings.ofForeignChains(
+                        facts: facts,
+                        seesReplies: configuration.overlay != .none && inventory.cilium?.isNative != true))
             + plan.warnings + catalogueOutcome.warnings + outcome.warnings(plan.attachments)
+            + PlanWarnings.ofPace(plan.liveness.sessions)
         return plan
     }
 
@@ -238,6 +318,24 @@ public enum Planner {
         return used
     }
 
+    /// This node's own ways out need no echo: either it serves them, or it does not.
+    ///
+    /// - Parameter pending: those that it does not serve yet, because their targets are being asked for the first time.
+    private static func ownHealth(
+        _ node: String, service: GatewayService, pending: Set<EgressSpecification>
+    ) -> [GatewayEnd: GatewayHealth.State] {
+        var health: [GatewayEnd: GatewayHealth.State] = [:]
+        for egress in service.specifications {
+            let end = GatewayEnd(node: node, identity: EgressIdentity(egress))
+            if case .serves? = service.result(egress) {
+                health[end] = .up
+            } else {
+                health[end] = pending.contains(egress) ? .unknown : .down
+            }
+        }
+        return health
+    }
+
     /// Tunnels exist to every gateway that a pod here uses or could come to use, before it has to.
     ///
     /// - Parameter before: those that there are already.
@@ -246,11 +344,10 @@ public enum Planner {
     ) -> [TunnelLinks.Sender] {
         var senders = before
         var seen = Set(before)
-        for policy in policies where !policy.gateways.isEmpty {
-            let identity = EgressIdentity(policy.egress)
-            for gateway in policy.gateways {
-                guard let address = ends.address(of: gateway) else { continue }
-                let sender = TunnelLinks.Sender(gateway: address, identity: identity)
+        for policy in policies {
+            for candidate in policy.candidates {
+                guard let address = ends.address(of: candidate.node) else { continue }
+                let sender = TunnelLinks.Sender(gateway: address, identity: EgressIdentity(candidate.egress))
                 if seen.insert(sender).inserted { senders.append(sender) }
             }
         }
@@ -260,7 +357,7 @@ public enum Planner {
     private static func meshPlan(
         configuration: Configuration, facts: LocalFacts, inventory: Inventory, warnings: inout [String]
     ) -> MeshPlan? {
-        guard configuration.mesh.enabled else { return nil }
+        guard configuration.mesh.enabled, !facts.isMeshLeftToKilo else { return nil }
         let topology = MeshTopology(
             configuration: configuration.mesh,
             nodes: MeshPlan.partakers(inventory.nodes, facts: facts), peers: inventory.peers)
@@ -271,7 +368,17 @@ public enum Planner {
     }
 }
 
+extension Planner {
+    /// For containers that nobody told anything of.
+    public static let labelsRemedy =
+        "give labels by CNI_ARGS (CULVERT_LABELS), which whoever calls the plugins must pass on, or by args.cni.labels"
+}
+
 extension Attachment {
+    /// Nothing was told of it that a policy could select it by, or that it chose by itself.
+    public var isUnknown: Bool {
+        !adopted && (podNamespace.isEmpty || podName.isEmpty) && labels.isEmpty && annotations.isEmpty
+    }
     /// `namespace/name` of a pod, or the container's ID.
     public var displayName: String {
         podName.isEmpty ? containerID : podNamespace.isEmpty ? podName : "\(podNamespace)/\(podName)"

@@ -58,8 +58,7 @@ public enum PlanJSON {
                 ("learning", .bool(false)),
             ]
         }
-        var mac: JSON?
-        if case .vxlan(_, _, _, let address) = link.kind { mac = .string("\(address)") }
+        let mac = link.kind.macAddress.map { JSON.string("\($0)") }
         return .make(
             ("ifname", .string(link.name)), ("mtu", .integer(Int64(link.mtu))), ("address", mac),
             ("ifalias", .string(Ownership.linkAlias)),
@@ -117,15 +116,18 @@ public enum PlanJSON {
                 ("id", .integer(Int64(hop.id))), ("gateway", .string("\(gateway)")), ("dev", .string(device)),
                 ("scope", .string("link")), ("protocol", .string("\(Ownership.routeProtocol)")),
                 ("flags", .array([.string("onlink")])))
+        case .group(let member):
+            return .make(
+                ("id", .integer(Int64(hop.id))), ("group", .array([.make(("id", .integer(Int64(member))))])),
+                ("protocol", .string("\(Ownership.routeProtocol)")), ("flags", .array([])))
         case .pair(let used, let named):
             return .make(
                 ("id", .integer(Int64(hop.id))),
                 (
                     "group",
-                    .array([
-                        .make(("id", .integer(Int64(used))), ("weight", .integer(255))),
-                        .make(("id", .integer(Int64(named)))),
-                    ])
+                    .array(
+                        [.make(("id", .integer(Int64(used))), ("weight", named == nil ? nil : .integer(255)))]
+                            + (named.map { [.make(("id", .integer(Int64($0))))] } ?? []))
                 ), ("type", .string("resilient")), ("protocol", .string("\(Ownership.routeProtocol)")),
                 ("flags", .array([])))
         case .blackhole:
@@ -145,7 +147,7 @@ public enum PlanJSON {
         case .nextHop(let number):
             id = number
             target = hops[number]
-            if case .pair(let used, _)? = target { target = hops[used] }
+            if let used = target?.members.first { target = hops[used] }
             if case .blackhole? = target { type = "blackhole" }
         case .device(let device):
             target = .device(device)
@@ -184,7 +186,8 @@ public enum PlanJSON {
             ("src", .string(rule.source.map { "\($0.address)" } ?? "all")),
             ("srclen", rule.source.flatMap { $0.isHost ? nil : .integer(Int64($0.prefixLength)) }),
             ("fwmark", rule.mark.map { hexadecimal($0.value) }), ("fwmask", rule.mark.map { hexadecimal($0.mask) }),
-            ("iif", rule.incoming.map { .string($0) }), ("table", rule.table.map { .string(tableName($0)) }),
+            ("iif", rule.incoming.map { .string($0) }), ("ipproto", rule.udpPort.map { _ in .string("udp") }),
+            ("dport", rule.udpPort.map { .integer(Int64($0)) }), ("table", rule.table.map { .string(tableName($0)) }),
             ("action", rule.action == .unreachable ? .string("unreachable") : nil),
             ("protocol", .string("\(Ownership.routeProtocol)")))
     }

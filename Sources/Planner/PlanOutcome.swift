@@ -2,6 +2,7 @@ import Model
 
 /// What became of each attachment and each policy, for status, reports and the plan's readers.
 struct PlanOutcome {
+    let overlay: Configuration.Overlay
     let facts: LocalFacts
     let inventory: Inventory
     let catalogue: PolicyCatalogue
@@ -9,16 +10,19 @@ struct PlanOutcome {
     let service: GatewayService
 
     /// The address that a policy's packets leave with; nil: the pod's own, or not known here.
-    private func egressAddress(_ policy: AssignedPolicy, gateway: String?) -> IPAddress? {
-        switch policy.egress {
+    private func egressAddress(_ candidate: GatewayCandidate?) -> IPAddress? {
+        guard let candidate else { return nil }
+        switch candidate.egress.address {
         case .address(let address): return address
         case .untranslated: return nil
         default:
-            if gateway == facts.nodeName, case .serves(let egress)? = service.result(policy.egress) {
+            if candidate.node == facts.nodeName, case .serves(let egress)? = service.result(candidate.egress) {
                 return egress.address
             }
-            guard policy.egress == .defaultAddress, let gateway else { return nil }
-            return inventory.nodes[gateway]?.annotations[Planner.egressAddressAnnotation].flatMap { IPAddress($0) }
+            guard candidate.egress.address == .defaultAddress else { return nil }
+            return inventory.nodes[candidate.node]?.annotations[Planner.egressAddressAnnotation].flatMap {
+                IPAddress($0)
+            }
         }
     }
 
@@ -34,15 +38,17 @@ struct PlanOutcome {
             var entry = AttachmentPlan(attachment: attachment)
             let choice = assignment.choices[attachment.id] ?? .init()
             entry.assigned = choice.policies
+            entry.grantedAnnotation = choice.granted
             entry.refusal = choice.refusal
             if entry.refusal.isEmpty, !choice.policies.isEmpty, !knowsItself {
-                entry.refusal = "this node's overlay address (cilium_host) is not known"
+                entry.refusal = "this node's \(overlay.tunnelEnd) is not known"
             }
             entry.podRoutes = attachment.addressesV4.isEmpty ? [] : meshRoutes
             entry.policies = choice.policies.map { policy in
                 let gateway = activation.gateway(of: policy)
                 return AttachmentPlan.Policy(
-                    name: policy.name, gateway: gateway, egressAddress: egressAddress(policy, gateway: gateway))
+                    name: policy.name, gateway: gateway?.node, isDown: activation.isDown(policy),
+                    egressAddress: egressAddress(gateway))
             }
             guard let table = tables.table(of: attachment) else { return entry }
             if !table.claimsV6 { entry.uncovered = attachment.addresses.filter { $0.family == .v6 }.map(\.address) }
@@ -61,17 +67,32 @@ struct PlanOutcome {
             let policy = entry.policy
             let gateway = activation.gateway(of: entry.assigned)
             return PolicyPlan(
-                name: policy.name, source: policy.source, gateway: gateway, candidates: entry.assigned.gateways,
-                isLocalGateway: gateway == facts.nodeName,
-                egressAddress: entry.refusal.isEmpty ? egressAddress(entry.assigned, gateway: gateway) : nil,
-                destinations: policy.destinations, attachments: 0, problem: problem(entry, gateway))
+                name: policy.name, source: policy.source, gateway: gateway?.node,
+                candidates: entry.assigned.gateways,
+                allCandidates: policy.source == .culvert
+                    ? entry.candidates?.nodes.sorted() ?? [] : entry.assigned.gateways.sorted(),
+                isSpread: policy.isSpread,
+                isLocalGateway: gateway?.node == facts.nodeName,
+                egressAddress: entry.refusal.isEmpty ? egressAddress(gateway) : nil,
+                destinations: policy.destinations, attachments: 0, standing: standing(entry, gateway))
         }.sorted { ($0.name, $0.source.rawValue) < ($1.name, $1.source.rawValue) }
     }
 
-    private func problem(_ entry: PolicyCatalogue.Entry, _ gateway: String?) -> String {
-        if !entry.refusal.isEmpty { return "refused: \(entry.refusal)" }
-        if gateway == nil { return "no node with an overlay address matches egressGateway.nodeSelector" }
-        if gateway == facts.nodeName, case .refuses(let why)? = service.result(entry.assigned.egress) { return why }
+    private func standing(_ entry: PolicyCatalogue.Entry, _ gateway: GatewayCandidate?) -> PolicyPlan.Standing {
+        if !entry.refusal.isEmpty { return .refused(entry.refusal) }
+        let why = problem(entry, gateway)
+        return why.isEmpty ? .inForce : .impaired(why)
+    }
+
+    private func problem(_ entry: PolicyCatalogue.Entry, _ gateway: GatewayCandidate?) -> String {
+        if activation.isDown(entry.assigned) {
+            return "all its gateways are down: \(entry.assigned.gateways.joined(separator: ", "))"
+        }
+        guard let gateway else {
+            let field = entry.policy.hasGatewayList ? "egressGateways" : "egressGateway.nodeSelector"
+            return "no node matches \(field) whose \(overlay.tunnelEnd) is known"
+        }
+        if gateway.node == facts.nodeName, case .refuses(let why)? = service.result(gateway.egress) { return why }
         if entry.policy.source == .cilium, inventory.cilium?.hasEgressGateway == true {
             return "Cilium's own egress gateway is on and acts on this policy too"
         }
@@ -81,16 +102,16 @@ struct PlanOutcome {
     func warningsOfPolicies() -> [String] {
         var warnings: [String] = []
         for entry in catalogue.entries where entry.refusal.isEmpty {
-            if activation.gateway(of: entry.assigned) == facts.nodeName,
-                case .refuses(let why)? = service.result(entry.assigned.egress)
-            {
-                warnings.append("policy \(entry.policy.name): \(why); its packets are dropped here")
+            for egress in Set(entry.assigned.candidates.filter { $0.node == facts.nodeName }.map(\.egress)) {
+                if case .refuses(let why)? = service.result(egress) {
+                    warnings.append("policy \(entry.policy.name): \(why); its packets are dropped here")
+                }
             }
         }
         for name in catalogue.crowded {
             warnings.append(
-                "policy \(name): its gateway selector matches more than \(PolicyCatalogue.mostCandidates) nodes; the first "
-                    + "\(PolicyCatalogue.mostCandidates) by name are its candidates")
+                "policy \(name): its gateway selectors match more than \(GatewayCandidates.most) nodes; the first "
+                    + "\(GatewayCandidates.most) are its candidates")
         }
         return warnings
     }
@@ -101,6 +122,15 @@ struct PlanOutcome {
             let list = entry.uncovered.map(\.description).joined(separator: ", ")
             warnings.append(
                 "\(entry.attachment.displayName): no policy covers its IPv6 (\(list)), which keeps its normal path")
+        }
+        let unknown = attachments.filter { $0.attachment.isUnknown && $0.policies.isEmpty }
+        if let first = unknown.first, !catalogue.entries.isEmpty {
+            let subject =
+                unknown.count == 1
+                ? "1 container came" : "\(unknown.count) containers came"
+            warnings.append(
+                "\(subject) without a Kubernetes identity and without labels, so no policy can select it: "
+                    + "\(first.attachment.displayName); \(Planner.labelsRemedy)")
         }
         return warnings
     }

@@ -2,18 +2,39 @@ import Model
 
 /// What would break the routing of pods, or is not as it should be, for people.
 enum PlanWarnings {
+    /// Gateways that are noticed to be dead later than their policies say.
+    static func ofPace(_ sessions: [LivenessPlan.Session]) -> [String] {
+        var seen: Set<String> = []
+        return sessions.compactMap { session in
+            guard let asked = session.asked, seen.insert(session.end.node).inserted else { return nil }
+            return
+                "gateway \(session.end.node) serves many nodes and asks for an echo every \(asked) ms: that it is dead is "
+                + "noticed after \(asked * session.multiplier) ms"
+        }
+    }
+
     static func ofNode(
-        facts: LocalFacts, inventory: Inventory, node: Node?, honorsCiliumPolicies: Bool
+        facts: LocalFacts, inventory: Inventory, node: Node?, overlay: Configuration.Overlay, honorsCiliumPolicies: Bool
     ) -> [String] {
         var warnings: [String] = []
         if node == nil { warnings.append("node \(facts.nodeName) is not in the inventory") }
-        if facts.overlayAddress == nil && node?.overlayV4 == nil {
-            warnings.append("no overlay address: there is no cilium_host with an address, and the inventory names none")
+        switch overlay {
+        case .cilium:
+            if facts.overlayAddress == nil && node?.overlayV4 == nil {
+                warnings.append(
+                    "no overlay address: there is no cilium_host with an address, and the inventory names none")
+            }
+        case .flannel, .none:
+            if let node, MeshPlan.outerAddress(node, overlay: overlay)?.family != .v4 {
+                warnings.append("the inventory does not name this node's \(overlay.tunnelEnd): there are no tunnels")
+            }
         }
-        if let seen = facts.overlayAddress, let told = node?.overlayV4, seen != told {
+        if overlay == .cilium, let seen = facts.overlayAddress, let told = node?.overlayV4, seen != told {
             warnings.append("cilium_host has \(seen), but the inventory says \(told): peers drop this node's packets")
         }
-        if facts.reversePathFilterAll == 1 {
+        if overlay == .none && facts.hasStrictUplink {
+            warnings.append(strictUplink(facts, "replies to pods with a policy"))
+        } else if facts.reversePathFilterAll == 1 {
             warnings.append(
                 "net.ipv4.conf.all.rp_filter is 1: replies to pods with a policy, which come in by Cilium, are lost on "
                     + "this node; Cilium needs 0 (sysctl -w net.ipv4.conf.all.rp_filter=0)")
@@ -44,6 +65,50 @@ enum PlanWarnings {
         return warnings
     }
 
+    /// Who may lose connections from outside (`InboundFlows`), where some pod here has a policy.
+    static func ofInbound(facts: LocalFacts, cilium: CiliumSettings?) -> [String] {
+        var warnings: [String] = []
+        if cilium?.hasHostRouting == true {
+            warnings.append(
+                "connections from outside to pods with a policy (node ports, host ports, routed pod addresses) are answered by "
+                    + "the gateway where Cilium does not handle them itself: its BPF host routing hides the answers from "
+                    + "Culvert (bpf.hostLegacyRouting=true shows them)")
+        }
+        if facts.hasStrictUplink {
+            let device = facts.underlayDevice
+            let key = facts.reversePathFilterAll == 1 ? "all" : device
+            warnings.append(
+                "net.ipv4.conf.\(key).rp_filter is 1: connections from outside to pods with a policy are lost on \(device) "
+                    + "(sysctl -w net.ipv4.conf.\(device).rp_filter=2)")
+        }
+        return warnings
+    }
+
+    /// What others drop of the packets of pods with a policy.
+    ///
+    /// - Parameter seesReplies: the pods' replies come in by the overlay, where our own table exempts them from connection
+    ///   tracking.
+    static func ofForeignChains(facts: LocalFacts, seesReplies: Bool) -> [String] {
+        facts.forwardDrops.compactMap { drop in
+            switch drop.what {
+            case .byDefault:
+                "nftables: chain \(drop.chain) of table \(drop.table) drops forwarded packets by default; replies to pods with "
+                    + "a policy are not tracked, and pass only where a rule there accepts the pods' addresses"
+            case .invalid:
+                seesReplies
+                    ? nil
+                    : "nftables: chain \(drop.chain) of table \(drop.table) drops what connection tracking calls invalid, and "
+                        + "with it TCP of pods with a policy (let it accept the pods' addresses before)"
+            }
+        }
+    }
+
+    /// Without an overlay, what comes from a gateway comes in by the uplink, and the pods' way out is another device.
+    static func strictUplink(_ facts: LocalFacts, _ what: String) -> String {
+        "rp_filter of \(facts.underlayDevice) is 1: \(what), which come in by it, are lost on this node "
+            + "(sysctl -w net.ipv4.conf.\(facts.underlayDevice).rp_filter=2 net.ipv4.conf.all.rp_filter=0)"
+    }
+
     /// An address of a node that lies inside a policy's destination keeps its normal path, which its owner may not know; and
     /// whoever may write a Node can take a destination out of every policy that way.
     static func ofDestinations(catalogue: PolicyCatalogue, index: NodeIndex, hasNodeCIDRs: Bool) -> [String] {
@@ -60,5 +125,37 @@ enum PlanWarnings {
             }
         }
         return warnings
+    }
+
+    /// Networks that Services have their addresses in, more often than not (RFC 1918, RFC 6598).
+    private static let privateSpace = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"].compactMap {
+        IPNetwork($0)
+    }
+
+    /// A policy that claims everything claims the Services too, where nobody says which networks are theirs.
+    static func ofServices(catalogue: PolicyCatalogue, configuration: Configuration, inventory: Inventory) -> [String] {
+        if KeptNetworks.knowsServices(configuration, inventory) { return [] }
+        let claiming = catalogue.entries.filter { entry in
+            entry.refusal.isEmpty && entry.couldSelectHere && claimsPrivateSpace(entry.policy)
+        }
+        guard let first = claiming.first else { return [] }
+        let more = claiming.count > 1 ? " (and \(claiming.count - 1) more)" : ""
+        return [
+            "policy \(first.policy.name)\(more) claims private addresses, and the networks of the cluster's Services are not "
+                + "known: where this node's kernel translates Services (kube-proxy), its pods may reach none of them, DNS "
+                + "first; name the networks in cluster.serviceCIDRs"
+        ]
+    }
+
+    /// Of a private network, or of a part as large as a network of Services often is, not all is excluded.
+    private static func claimsPrivateSpace(_ policy: EgressPolicy) -> Bool {
+        policy.destinations.contains { destination in
+            destination.family == .v4 && destination.prefixLength <= 16
+                && privateSpace.contains { network in
+                    guard destination.overlaps(network) else { return false }
+                    let claimed = destination.prefixLength > network.prefixLength ? destination : network
+                    return !policy.exclusions.contains { $0.contains(claimed) }
+                }
+        }
     }
 }

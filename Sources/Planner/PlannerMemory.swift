@@ -37,6 +37,7 @@ public struct PlannerMemory: Sendable {
     struct KeptInputs: Equatable, Sendable {
         var configuration: Configuration
         var cilium: CiliumSettings?
+        var services: ServiceNetworks
         var local: IPAddress?
         var others: [IPNetwork]
         var generation: Int
@@ -73,7 +74,10 @@ public struct PlannerMemory: Sendable {
         var nodesGeneration: Int
         var facts: LocalFacts
         var health: GatewayHealth
+        var previous: GatewayActivation.Previous
         var cilium: CiliumSettings?
+        var services: ServiceNetworks
+        var unreachable: TargetVerdicts
     }
     struct CatalogueOutcome: Sendable {
         var senders: [TunnelLinks.Sender]

@@ -36,23 +36,56 @@ enum PodGuard {
         ]
     }
 
-    /// Replies come back past netfilter, so connections by a tunnel are not tracked here.
-    static func trackingChain(_ tables: PolicyTables) -> FirewallChain {
-        FirewallChain(
-            name: "prerouting", kind: .filter, hook: .prerouting, priority: trackingPriority,
-            rules: tables.tables.map { FirewallRule(claimed($0) + [.notrack]) })
+    /// What a pod starts itself is not tracked: its replies come back past netfilter, or by another interface, and whoever drops
+    /// what connection tracking calls invalid would drop them. Where they do pass here, by the overlay, they are not tracked
+    /// either.
+    static func trackingChain(_ tables: PolicyTables, overlayDevices: String?) -> FirewallChain {
+        var rules = tables.tables.map { FirewallRule(claimed($0) + [InboundFlows.goToLeaving]) }
+        if let overlayDevices {
+            rules += tables.tables.map {
+                FirewallRule(
+                    [.incoming(overlayDevices, prefix: true, negated: false)] + arriving($0) + [
+                        InboundFlows.isNotTranslated, .notrack,
+                    ])
+            }
+        }
+        return FirewallChain(
+            name: "prerouting", kind: .filter, hook: .prerouting, priority: trackingPriority, rules: rules)
+    }
+
+    /// From what is claimed to the pods of a table.
+    private static func arriving(_ table: PolicyTables.Table) -> [FirewallStatement] {
+        [
+            .ipv4Only, .lookup([.destinationAddress], set: pods(table), negated: false),
+            .lookup([.sourceAddress], set: table.destinations.name, negated: false),
+        ]
     }
 
     /// A second line behind the pod's rules: where somebody deletes them, what is claimed is dropped rather than sent out by
-    /// another way. (eBPF host routing does not ask netfilter; there the pod's second rule does this.)
-    static func guardChain(_ tables: PolicyTables) -> FirewallChain {
-        FirewallChain(
+    /// another way, but for answers to what came in. (eBPF host routing does not ask netfilter; there the pod's second rule does
+    /// this.) And what comes in is kept in mind.
+    static func guardChain(_ tables: PolicyTables, overlayDevices: String?) -> FirewallChain {
+        let pastOverlay = overlayDevices.map { [FirewallStatement.incoming($0, prefix: true, negated: true)] } ?? []
+        return FirewallChain(
             name: "guard", kind: .filter, hook: .forward, priority: guardPriority,
             rules: tables.tables.map { table in
                 FirewallRule(
                     claimed(table) + [
-                        .outgoing(Ownership.linkPrefix, prefix: true, negated: true), .counter, .drop,
+                        .outgoing(Ownership.linkPrefix, prefix: true, negated: true),
+                        .marked(Ownership.inboundMark, negated: true), .counter, .drop,
                     ], comment: "\(comment), table \(table.number)")
-            })
+            }
+                + tables.tables.map { table in
+                    FirewallRule(
+                        [
+                            .outgoing(Ownership.linkPrefix, prefix: true, negated: false), .ipv4Only,
+                            .lookup([.sourceAddress], set: pods(table), negated: false),
+                        ] + InboundFlows.keepTranslated)
+                }
+                + tables.tables.map { table in
+                    FirewallRule(
+                        [.incoming(Ownership.linkPrefix, prefix: true, negated: true)] + pastOverlay + arriving(table)
+                            + [InboundFlows.goToArriving])
+                })
     }
 }

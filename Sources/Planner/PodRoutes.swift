@@ -4,9 +4,10 @@ import Model
 enum PodRoutes {
     /// The smallest path MTU over all gateways that a policy may use, bytes; nil where it has none.
     static func mtu(of policy: AssignedPolicy, tunnels: TunnelLinks?, overlay: (String) -> IPAddress?) -> Int? {
-        let identity = EgressIdentity(policy.egress)
-        return policy.gateways.compactMap { gateway in
-            overlay(gateway).flatMap { tunnels?.tunnel(gateway: $0, identity: identity)?.podMTU }
+        policy.candidates.compactMap { candidate in
+            overlay(candidate.node).flatMap {
+                tunnels?.tunnel(gateway: $0, identity: EgressIdentity(candidate.egress))?.podMTU
+            }
         }.min()
     }
 

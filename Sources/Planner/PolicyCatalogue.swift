@@ -4,17 +4,30 @@ import Model
 struct PolicyCatalogue: Sendable {
     struct Entry: Sendable {
         let policy: EgressPolicy
-        /// What a pod that the policy selects gets: in force, or, of a refused policy, held.
+        /// What a pod that the policy selects gets: in force, or, of a refused policy, held. Where pods have different choices
+        /// of candidates, `assigned(to:)` has the pod's own.
         let assigned: AssignedPolicy
+        /// nil: the policy is refused.
+        let candidates: GatewayCandidates?
         /// Why it is refused; empty when it is not.
         let refusal: String
         /// False when every selector is for other nodes.
         let couldSelectHere: Bool
+        /// The policy's own nodeSelectors, for a message.
+        var nodeSelectors: String {
+            Set(policy.selectors.compactMap { $0.node?.description }).sorted().joined(separator: " or ")
+        }
+
+        /// What this pod gets of it.
+        func assigned(to attachment: Attachment) -> AssignedPolicy {
+            guard policy.isSpread, let candidates else { return assigned }
+            let pod = attachment.podUID.isEmpty ? attachment.containerID : attachment.podUID
+            let choice = candidates.choice(for: pod, of: policy)
+            return assigned.with(candidates: choice.candidates, spread: choice.spread)
+        }
     }
 
-    /// Nodes by name that one policy sends to at the most. Each needs a tunnel on every node that has pods of the policy.
-    static let mostCandidates = 64
-
+    let configuration: Configuration
     /// By `sortKey`: of two policies of one name, EgressPolicy comes first.
     let entries: [Entry]
     /// Policies that have more candidates than are used.
@@ -22,31 +35,35 @@ struct PolicyCatalogue: Sendable {
     private let byName: [String: [Int]]
 
     init(configuration: Configuration, nodeName: String, inventory: Inventory, index: inout NodeIndex) {
+        self.configuration = configuration
         var entries: [Entry] = []
         var crowded: [String] = []
         var byName: [String: [Int]] = [:]
-        var egressByKey: [UInt32: (EgressPolicy.Egress, String)] = [0: (.defaultAddress, "")]
+        var egressByKey: [UInt32: (EgressSpecification, String)] = [0: (.init(), "")]
         let skipped = inventory.cilium?.skipsRouteLookup.flatMap { $0.certain ? $0.reason : nil }
-        let nodeLabels = inventory.nodes[nodeName]?.labels ?? [:]
+        let own = inventory.nodes[nodeName]
+        let nodeLabels = own?.labels ?? [:]
+        let location = own.map { GatewayRank($0, topologyLabel: configuration.mesh.topologyLabel).location } ?? ""
         let honored = inventory.policies.filter { $0.source == .culvert || configuration.honorCiliumPolicies }
         for policy in honored.sorted(by: { $0.sortKey < $1.sortKey }) {
             var refusal = policy.refusal
-            var gateways: [String] = []
+            var candidates: GatewayCandidates?
             if refusal.isEmpty {
-                let identity = EgressIdentity(policy.egress)
-                let wireKey = configuration.tunnelProtocol == .vxlan ? identity.vni : identity.key
-                if let (egress, name) = egressByKey[wireKey], egress != policy.egress {
-                    let other = name.isEmpty ? "the default egress identity" : "that of policy \(name)"
-                    refusal = "its egress key collides with \(other); choose another egressIP or interface"
-                } else {
-                    egressByKey[wireKey] = (policy.egress, policy.name)
-                    gateways = index.gateways(policy.gatewaySelector)
-                    if gateways.count > PolicyCatalogue.mostCandidates {
-                        crowded.append(policy.name)
-                        gateways = Array(gateways.prefix(PolicyCatalogue.mostCandidates))
+                for entry in policy.gatewayEntries {
+                    let egress = EgressSpecification(entry.egress, targets: policy.healthChecks.targets)
+                    let wireKey = configuration.encapsulation.wireKey(of: EgressIdentity(egress))
+                    if let (there, name) = egressByKey[wireKey], there != egress {
+                        let other = name.isEmpty ? "the default egress identity" : "that of policy \(name)"
+                        refusal = "its egress key collides with \(other); choose another egressIP or interface"
+                    } else {
+                        egressByKey[wireKey] = (egress, policy.name)
                     }
+                }
+                if refusal.isEmpty {
+                    let found = GatewayCandidates(policy, location: location) { index.gateways($0) }
+                    if found.isCrowded { crowded.append(policy.name) }
                     // Only pods are out of reach of the routing rules; as a gateway such a node does its work.
-                    if let skipped, !gateways.contains(nodeName) { refusal = skipped }
+                    if let skipped, !found.nodes.contains(nodeName) { refusal = skipped } else { candidates = found }
                 }
             }
             byName[policy.name, default: []].append(entries.count)
@@ -56,8 +73,11 @@ struct PolicyCatalogue: Sendable {
                     assigned: refusal.isEmpty
                         ? AssignedPolicy(
                             source: policy.source, name: policy.name, destinations: policy.destinations,
-                            exclusions: policy.exclusions, egress: policy.egress, gateways: gateways)
+                            exclusions: policy.exclusions, candidates: candidates?.all ?? [],
+                            takesBack: policy.takesBack, interval: policy.healthChecks.interval,
+                            multiplier: policy.healthChecks.multiplier)
                         : PolicyCatalogue.held(policy, refusal),
+                    candidates: candidates,
                     refusal: refusal,
                     couldSelectHere: policy.hasUnknownSelectors || policy.selectors.isEmpty
                         || policy.selectors.contains { $0.node?.matches(nodeLabels) ?? true }))
@@ -75,11 +95,16 @@ struct PolicyCatalogue: Sendable {
 
     /// Claims of a refused policy, for a pod that never had it: all that the policy may claim, and no gateway.
     private static func held(_ policy: EgressPolicy, _ reason: String) -> AssignedPolicy {
+        held(policy, because: "policy \(policy.name) is refused: \(reason)")
+    }
+
+    /// Claims of a policy that a pod may not have, or not here: all that the policy may claim, and no gateway.
+    static func held(_ policy: EgressPolicy, because reason: String) -> AssignedPolicy {
         AssignedPolicy(
             source: policy.source, name: policy.name,
             destinations: policy.hasUnknownDestinations ? [.everythingV4, .everythingV6] : policy.destinations,
-            exclusions: policy.hasUnknownDestinations ? [] : policy.exclusions, egress: policy.egress,
-            standing: .held("policy \(policy.name) is refused: \(reason)"))
+            exclusions: policy.hasUnknownDestinations ? [] : policy.exclusions,
+            standing: .held(reason))
     }
 
     /// For a pod that names a policy that nobody knows: everything is held.

@@ -130,14 +130,16 @@ struct PolicyTables {
         return routes
     }
 
-    /// Two rules for each address of a pod: somebody who deletes the first does not open the pod.
+    /// Two rules for each address of a pod: somebody who deletes the first does not open the pod. Before them one for answers to
+    /// what came in from outside.
     var rules: [Rule] {
-        tables.flatMap { table in
-            table.pods.filter { $0.family == .v4 || table.claimsV6 }.flatMap { pod in
-                [Ownership.podRulePriority, Ownership.secondPodRulePriority].map {
-                    Rule(priority: $0, source: IPNetwork(host: pod), table: table.number)
+        (tables.isEmpty ? [] : [InboundFlows.rule])
+            + tables.flatMap { table in
+                table.pods.filter { $0.family == .v4 || table.claimsV6 }.flatMap { pod in
+                    [Ownership.podRulePriority, Ownership.secondPodRulePriority].map {
+                        Rule(priority: $0, source: IPNetwork(host: pod), table: table.number)
+                    }
                 }
             }
-        }
     }
 }

@@ -63,17 +63,6 @@ enum TunnelFilter {
         var sets: [FirewallSet] { peers.sets + own.sets + [outer] }
     }
 
-    /// One kind of tunnel packet as the input hook sees it.
-    private struct Envelope {
-        /// Tells packets of this kind from all others.
-        let match: [FirewallStatement]
-        /// What a good one has besides.
-        let wellFormed: [FirewallStatement]
-        /// Where the inner IPv4 source is.
-        let innerSource: PacketField
-        let name: String
-    }
-
     /// Judges tunnel packets on the outer packet, while both headers can be seen. What is let in gets the mark that the rules
     /// about tunnels ask for: without this table nothing that comes out of a tunnel goes anywhere.
     static func chain(
@@ -84,17 +73,10 @@ enum TunnelFilter {
         let fromPeers: [FirewallStatement] =
             overlayDevices(overlay).map { [.incoming($0, prefix: true, negated: false)] } ?? []
         let toUs: [FirewallStatement] = [.ipv4Only, .match(.destinationAddress, local.v4Value, negated: false)]
-        let servesDefault = serving.contains { $0.identity == .defaultAddress }
-        let servesKeys = serving.contains { $0.identity != .defaultAddress }
+        // What other nodes of a location send for the mesh comes with the default identity.
+        let received = serving.map(\.identity) + (mesh ? [.defaultAddress] : [])
         var rules: [FirewallRule] = []
-        for envelope in envelopes(tunnels.tunnelProtocol) {
-            let served =
-                switch envelope.name {
-                case "ipip": servesDefault || mesh
-                case "gre": servesKeys
-                case "vxlan": !serving.isEmpty || mesh
-                default: false
-                }
+        for envelope in tunnels.encapsulation.envelopes {
             let base = toUs + envelope.match
             func accept(_ interface: [FirewallStatement], _ group: InnerSources.Group, _ comment: String) {
                 for length in group.prefixLengths {
@@ -109,7 +91,7 @@ enum TunnelFilter {
                             comment: "\(envelope.name): \(comment), /\(length)"))
                 }
             }
-            if served, let sources {
+            if envelope.isOpen(receiving: received), let sources {
                 accept(fromPeers, sources.peers, "from peers")
                 accept([.incoming("lo", prefix: false, negated: false)], sources.own, "from self")
                 if let devices = overlayDevices(overlay) {
@@ -133,48 +115,5 @@ enum TunnelFilter {
             }
         }
         return FirewallChain(name: "input", kind: .filter, hook: .input, priority: 0, rules: rules)
-    }
-
-    private static func envelopes(_ tunnelProtocol: Configuration.TunnelProtocol) -> [Envelope] {
-        // By the IPv4 header's field: nft 1.0.6 aborts when it lists `meta l4proto 4` before a raw match in a concatenation.
-        func ip(_ number: UInt32) -> [FirewallStatement] { [.match(.ipProtocol, number, negated: false)] }
-        func udp(_ port: UInt16) -> [FirewallStatement] {
-            [.match(.layer4Protocol, 17, negated: false)] + [.match(.udpDestinationPort, UInt32(port), negated: false)]
-        }
-        /// GRE header "key only" with IPv4 inside and a key that this gateway knows; `offset` in bits.
-        func greHeader(_ offset: Int) -> [FirewallStatement] {
-            [
-                .match(.transport(offset: offset, bits: 32), 0x2000_0800, negated: false),
-                .lookup([.transport(offset: offset + 32, bits: 32)], set: "egress_keys", negated: false),
-            ]
-        }
-        let ipip = Envelope(
-            match: ip(4), wellFormed: [], innerSource: .transport(offset: 96, bits: 32), name: "ipip")
-        let gre = Envelope(
-            match: ip(47), wellFormed: greHeader(0), innerSource: .transport(offset: 64 + 96, bits: 32),
-            name: "gre")
-        let fouIPIP = Envelope(
-            match: udp(Ownership.fouIPIPPort), wellFormed: [], innerSource: .transport(offset: 64 + 96, bits: 32),
-            name: "ipip")
-        let fouGRE = Envelope(
-            match: udp(Ownership.fouGREPort), wellFormed: greHeader(64),
-            innerSource: .transport(offset: 64 + 64 + 96, bits: 32), name: "gre")
-        // UDP 8, VXLAN 8, Ethernet 14 bytes; the type field is the last two of them.
-        let vxlan = Envelope(
-            match: udp(Ownership.vxlanPort),
-            wellFormed: [.match(.transport(offset: (8 + 8 + 12) * 8, bits: 16), 0x0800, negated: false)],
-            innerSource: .transport(offset: (8 + 8 + 14 + 12) * 8, bits: 32), name: "vxlan")
-        switch tunnelProtocol {
-        case .ipip: return [ipip, gre]
-        case .fou: return [fouIPIP, fouGRE]
-        // Frames to the sending end of the tunnel to self are nobody's.
-        case .vxlan:
-            return [
-                vxlan,
-                Envelope(
-                    match: udp(Ownership.vxlanSelfPort), wellFormed: [], innerSource: .sourceAddress,
-                    name: "vxlan to self"),
-            ]
-        }
     }
 }

@@ -97,36 +97,44 @@ struct Difference {
     private func device(of hop: NextHop) -> String? {
         switch hop.target {
         case .device(let name), .via(_, let name): name
-        case .blackhole, .pair: nil
+        case .blackhole, .group, .pair: nil
         }
     }
 
     /// Ids of next hops that vanish with their device before they are set again.
     private var lostNextHops: Set<UInt32> = []
+    /// Ids of groups that vanish with the last of their members, unless the fail-over gives them another one first.
+    private var lostGroups: Set<UInt32> = []
 
     private mutating func planNextHops() {
         let lost = lostLinks
-        func isGroup(_ hop: NextHop) -> Bool { if case .pair = hop.target { true } else { false } }
+        func isGroup(_ hop: NextHop) -> Bool { hop.isGroup }
         let wantedByID = Dictionary(wanted.nextHops.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
         var there: [UInt32: NextHop] = [:]
         for hop in observed.host.nextHops {
             if let device = device(of: hop), lost.contains(device) {
                 lostNextHops.insert(hop.id)
-            } else if let want = wantedByID[hop.id], isGroup(want) != isGroup(hop) {
+            } else if let want = wantedByID[hop.id], want.target.kind != hop.target.kind {
                 nextHopsInTheWay.append(hop)
                 lostNextHops.insert(hop.id)
             } else {
                 there[hop.id] = hop
             }
         }
-        // A group loses a member that vanishes, and stays.
+        for hop in there.values where hop.isGroup && hop.target.members.allSatisfy(lostNextHops.contains) {
+            lostGroups.insert(hop.id)
+        }
+        for id in lostGroups { there[id] = nil }
+        // Another group loses a member that vanishes, and stays.
         func hasLostMember(_ hop: NextHop) -> Bool {
-            if case .pair(let used, let named) = hop.target { return there[used] == nil || there[named] == nil }
-            return false
+            hop.target.members.contains { there[$0] == nil }
         }
         let missing = wanted.nextHops.filter { there[$0.id] != $0 || hasLostMember($0) }
         newNextHops = (missing.filter { !isGroup($0) } + missing.filter(isGroup)).map { ($0, there[$0.id]) }
-        let stale = there.values.filter { wantedByID[$0.id] == nil }.sorted { $0.id < $1.id }
+        let stale =
+            (there.values.filter { wantedByID[$0.id] == nil }
+            + observed.host.nextHops.filter { lostGroups.contains($0.id) && wantedByID[$0.id] == nil })
+            .sorted { $0.id < $1.id }
         staleNextHops = stale.filter(isGroup) + stale.filter { !isGroup($0) }
     }
 
@@ -138,6 +146,9 @@ struct Difference {
             case .device(let name), .via(_, let name): lost.contains(name)
             case .throwOn, .unreachable: false
             }
+        }
+        func hasLostGroup(_ route: Route) -> Bool {
+            if case .nextHop(let id) = route.kind { lostGroups.contains(id) } else { false }
         }
         let losesSome = !lostNextHops.isEmpty || !lost.isEmpty
         let (before, after) = (observed.host.routeTables, wanted.routeTables)
@@ -153,6 +164,9 @@ struct Difference {
                 let there = before[old].routes
                 if losesSome {
                     compare(there.filter { !isLost($0) }, after[new].routes)
+                    // Whether they are there still or not.
+                    let wanted = Set(after[new].routes.filter(hasLostGroup))
+                    changedRoutes += there.filter(wanted.contains).map { ($0, $0) }
                 } else if there != after[new].routes {
                     compare(there, after[new].routes)
                 }

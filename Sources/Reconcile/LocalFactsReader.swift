@@ -19,17 +19,20 @@ public struct LocalFactsReader {
     ) throws -> LocalFacts {
         let links = try socket.links()
         let addresses = try socket.addressesV4()
-        let defaults = try socket.defaultRoutesV4()
+        let routes = try socket.uplinkRoutesV4()
+        let defaults = routes.filter { $0.destination.prefixLength == 0 }
         var interfaces: [LocalFacts.Interface] = []
         for link in links where !link.name.hasPrefix(Ownership.linkPrefix) && !link.name.hasPrefix("cilium_") {
             let own = addresses.filter { $0.index == link.index }
             guard !own.isEmpty, link.name != "lo" else { continue }
-            interfaces.append(
-                LocalFacts.Interface(
-                    name: link.name, addresses: own.map { IPNetwork($0.address, prefixLength: $0.prefixLength) },
-                    hostAddresses: own.map(\.address),
-                    gateway: defaults.first { $0.index == link.index }?.gateway,
-                    reversePathFilter: Int(link.reversePathFilter ?? 0)))
+            var interface = LocalFacts.Interface(
+                name: link.name, addresses: own.map { IPNetwork($0.address, prefixLength: $0.prefixLength) },
+                hostAddresses: own.map(\.address), gateway: defaults.first { $0.index == link.index }?.gateway,
+                reversePathFilter: Int(link.reversePathFilter ?? 0))
+            interface.forwards = link.forwarding.map { $0 != 0 }
+            interface.hasCarrier = link.hasCarrier
+            interface.hasDefaultRoute = link.isPointToPoint || defaults.contains { $0.index == link.index }
+            interfaces.append(interface)
         }
         let mainDefault = defaults.filter { $0.table == Rule.mainTable }.min { $0.metric < $1.metric }
         // In the node's own order, private ones first.
@@ -47,6 +50,9 @@ public struct LocalFactsReader {
             nodeName: nodeName, overlayAddress: overlay, underlayMTU: underlay?.mtu ?? 1500,
             underlayDevice: egress?.name ?? "", interfaces: interfaces,
             reversePathFilterAll: LocalFactsReader.setting("net/ipv4/conf/all/rp_filter"), isLive: true)
+        facts.apiServerAddress = LocalFactsReader.apiServerAddress(ProcessInfo.processInfo.environment)
+        facts.ways = LocalFactsReader.ways(routes, links: links, interfaces: interfaces)
+        facts.localRulePriority = try socket.localRulePriority()
         facts.forwarding = LocalFactsReader.setting("net/ipv4/ip_forward")
         facts.privateAddress = holder.flatMap {
             $0.address.isPublic ? nil : InterfaceAddress($0.address, prefixLength: $0.prefixLength)
@@ -63,6 +69,36 @@ public struct LocalFactsReader {
             }
         }
         return facts
+    }
+
+    /// From the environment that the kubelet gives to containers.
+    static func apiServerAddress(_ environment: [String: String]) -> IPAddress? {
+        environment["KUBERNETES_SERVICE_HOST"].flatMap { IPAddress($0) }
+    }
+
+    /// Routes of the main table that are looked at, at the most: a router with more has a routing daemon that looks after them.
+    private static let mostWays = 1024
+
+    private static func ways(
+        _ routes: [KernelRoute], links: [KernelLink], interfaces: [LocalFacts.Interface]
+    ) -> Set<LocalFacts.Way>? {
+        let byIndex = Dictionary(links.map { ($0.index, $0) }, uniquingKeysWith: { first, _ in first })
+        let addressed = Set(interfaces.map(\.name))
+        var ways: Set<LocalFacts.Way> = []
+        for route in routes where route.table == Rule.mainTable {
+            // Of several next hops no single device is told.
+            let link = byIndex[route.index]
+            let name = link?.name ?? ""
+            if name == "lo" || name.hasPrefix(Ownership.linkPrefix) || name.hasPrefix("cilium_") { continue }
+            let isForwarded =
+                route.gateway != nil || route.isMultipath || route.nextHopID != 0 || link?.isPointToPoint == true
+                || route.destination.prefixLength == 0
+            // The host's end of a pod has no address.
+            guard isForwarded || addressed.contains(name) else { continue }
+            ways.insert(LocalFacts.Way(route.destination, isForwarded: isForwarded))
+            if ways.count > mostWays { return nil }
+        }
+        return ways
     }
 
     /// A number below /proc/sys, of this process's own network namespace.

@@ -2,6 +2,7 @@ import CLinux
 import Firewall
 import Model
 import Netlink
+import Planner
 import WireGuard
 
 /// Makes the kernel equal to a `HostState`: dumps, compares, and sends only what differs.
@@ -21,6 +22,9 @@ public final class Reconciler {
     private var applied: Observed?
     /// For tests: called after every single step, which are then sent one by one.
     var afterEachStep: ((Step) -> Void)?
+    /// Whoever decides at which gateway a group points, if it is not the plan alone: gets the groups as planned, sets them as
+    /// they are to be at this moment by calling `send` with them, and returns those.
+    public var groups: (([NextHop], _ send: ([NextHop]) -> Void) -> [NextHop])?
     /// False where the kernel has refused a link's IPv6 settings (`ipv6.disable=1`).
     private var hasIPv6 = true
 
@@ -42,6 +46,21 @@ public final class Reconciler {
     public var firewallPort: UInt32 { firewall.port }
     /// For reading facts over the same socket.
     public var socket: NetlinkSocket { route }
+
+    /// Somebody who decides has set these groups to something else.
+    public func groupsMoved(_ hops: [NextHop]) {
+        guard applied != nil else { return }
+        let moved = Dictionary(hops.map { ($0.id, $0) }, uniquingKeysWith: { _, last in last })
+        for place in applied?.host.nextHops.indices ?? 0..<0 {
+            if let hop = moved[applied?.host.nextHops[place].id ?? 0] { applied?.host.nextHops[place] = hop }
+        }
+    }
+
+    /// The groups of next hops that are there, each with the number of the member that it points to.
+    public func groupMembers() throws -> [UInt32: UInt32] {
+        let names = Dictionary(try route.links().map { ($0.index, $0.name) }, uniquingKeysWith: { first, _ in first })
+        return try route.nextHops(names: names).ours.compactMapValues { $0.target.members.first }
+    }
 
     /// Forgets what was applied: the next `apply` looks at the kernel first.
     public func invalidate() { applied = nil }
@@ -81,12 +100,15 @@ public final class Reconciler {
         return used
     }
 
+    /// Whether an earlier run has left routes of a mesh.
+    public func hasMeshRoutes() throws -> Bool {
+        let names = Dictionary(try route.links().map { ($0.index, $0.name) }, uniquingKeysWith: { first, _ in first })
+        return try route.ownRoutes(names: names).contains { $0.table == Rule.mainTable }
+    }
+
     /// Where the tunnels that are there end on this node: the overlay address that they were made with.
     public func tunnelAddress() throws -> IPAddress? {
-        switch try route.link(named: Ownership.mainTunnel)?.tunnel {
-        case .ipip(let local, _, _)?, .gre(let local, _, _, _)?, .vxlan(let local, _, _, _)?: local
-        case .wireguard?, nil: nil
-        }
+        try route.link(named: Ownership.mainTunnel)?.tunnel?.localAddress
     }
 
     /// Takes away the rules of these addresses, and nothing else: for pods that are gone while nobody knows what is wanted.
@@ -117,12 +139,13 @@ public final class Reconciler {
         if parts.contains(.rules) { observed.host.rules = try route.ownRules() }
         if parts.contains(.neighbours) {
             observed.host.neighbours = []
-            if !wanted.neighbours.isEmpty || observed.host.links.contains(where: { $0.kind.name == "vxlan" }) {
+            if !wanted.neighbours.isEmpty || observed.host.links.contains(where: { $0.kind.macAddress != nil }) {
                 observed.host.neighbours = try observedNeighbours(wanted, observed)
             }
         }
         if parts.contains(.links) {
-            if !wanted.fouPorts.isEmpty || fou != nil || observed.host.links.contains(where: { $0.kind.usesFOU }) {
+            if !wanted.fouPorts.isEmpty || fou != nil || observed.host.links.contains(where: { $0.kind.fouPort != nil })
+            {
                 if fou == nil { fou = try FOUSocket() }
                 observed.host.fouPorts = try fou.map { Array(try $0.ports()) } ?? []
             }
@@ -146,14 +169,14 @@ public final class Reconciler {
         let wantedLinks = Dictionary(wanted.links.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
         for link in links
         where link.name.hasPrefix(Ownership.linkPrefix)
-            && ["ipip", "gre", "vxlan", "wireguard", "tun"].contains(link.kind)
+            && KernelLink.possibleKinds.contains(link.kind)
         {
             let own = addresses.filter { $0.index == link.index }
             observed.addresses[link.name] = own
             if link.kind == "tun" { observed.userspaceDevices.insert(link.name) }
             let want = wantedLinks[link.name]
             // The MAC is not told by the tunnel's own attributes; it follows from the local address.
-            let same = want.map { Reconciler.same($0.kind, link.tunnel) } ?? false
+            let same = want.map { $0.kind.equalsIgnoringMACAddress(link.tunnel) } ?? false
             let kind = same ? want?.kind : link.tunnel
             guard let kind else {
                 // Ours by name, but of no kind that we make: replaced if wanted, else removed.
@@ -173,13 +196,6 @@ public final class Reconciler {
                 if !fine { observed.misconfigured.insert(link.name) }
             }
         }
-    }
-
-    private static func same(_ wanted: Link.Kind, _ there: Link.Kind?) -> Bool {
-        if case .vxlan(let a, let b, let c, _) = wanted, case .vxlan(let x, let y, let z, _)? = there {
-            return (a, b, c) == (x, y, z)
-        }
-        return wanted == there
     }
 
     /// The wanted neighbours whose two halves are both there, and one made-up entry per half that is not wanted.
@@ -297,6 +313,8 @@ public final class Reconciler {
         let observed: Observed
         let wanted: HostState
         var indexes: [String: Int32]
+        /// Groups that were set to something else than planned.
+        var moved: [UInt32: NextHop] = [:]
 
         init(observed: Observed, wanted: HostState) {
             self.observed = observed
@@ -308,6 +326,9 @@ public final class Reconciler {
         func result() -> Observed {
             var result = Observed()
             result.host = wanted
+            if !moved.isEmpty {
+                result.host.nextHops = wanted.nextHops.map { moved[$0.id] ?? $0 }
+            }
             result.indexes = indexes
             // What a look at the kernel has told of them: their program may outlive our need of them.
             result.userspaceDevices = observed.userspaceDevices
@@ -325,6 +346,23 @@ public final class Reconciler {
     ///
     /// - Returns: which failed, by place.
     private func execute(_ steps: [Step], _ context: inout Context) -> [Int: any Error] {
+        let planned = steps.compactMap { step in
+            if case .setNextHop(let hop, _) = step.action, hop.isGroup { hop } else { nil }
+        }
+        guard let groups, planned.count == steps.count, !steps.isEmpty else { return carryOut(steps, &context) }
+        var failures: [Int: any Error] = [:]
+        let hops = groups(planned) { hops in
+            let current = zip(steps, hops).map { step, hop in
+                guard case .setNextHop(_, let before) = step.action else { return step }
+                return Step(action: .setNextHop(hop, before: before), phase: step.phase)
+            }
+            failures = carryOut(current, &context)
+        }
+        for (hop, wanted) in zip(hops, planned) where hop != wanted { context.moved[hop.id] = hop }
+        return failures
+    }
+
+    private func carryOut(_ steps: [Step], _ context: inout Context) -> [Int: any Error] {
         var failures: [Int: any Error] = [:]
         /// Messages of one step each, sent together.
         var messages: [NetlinkMessage] = []
@@ -390,6 +428,13 @@ public final class Reconciler {
         }
         do {
             for (index, error) in try route.execute(messages) where !ignored.contains(error.code) {
+                var error = error
+                if error.code == EEXIST, case .addRoute(let taken) = steps[owners[index]].action {
+                    error = error.with(
+                        remedy:
+                            "another program's route to it is there (ip route show \(taken.destination) table \(taken.table)): remove it, or stop what makes it"
+                    )
+                }
                 failures[owners[index]] = error
             }
         } catch {
@@ -400,7 +445,11 @@ public final class Reconciler {
     }
 
     private func add(_ link: Link, _ context: inout Context) throws {
-        try route.execute(LinkRequest.add(link))
+        do { try route.execute(LinkRequest.add(link)) } catch let error as NetlinkError where error.code == EOPNOTSUPP {
+            let modules = EncapsulationRegistry.kernelModules.joined(separator: " ")
+            throw error.with(
+                remedy: "this kernel lacks the tunnel module, and it cannot be loaded (modprobe \(modules))")
+        }
         guard let made = try route.link(named: link.name) else {
             throw NetlinkError(operation: "ip link show dev \(link.name)", code: ENODEV)
         }
@@ -508,19 +557,10 @@ public struct ApplyOutcome: Sendable {
                 })
             for hop in state.nextHops where ids.contains(hop.id) {
                 needed.insert(.nextHop(hop.id))
-                if case .pair(let used, let named) = hop.target { needed.formUnion([.nextHop(used), .nextHop(named)]) }
+                needed.formUnion(hop.target.members.map { .nextHop($0) })
             }
         }
         guard !needed.isDisjoint(with: missing) else { return nil }
         return failures.prefix(3).map(\.message).joined(separator: "; ")
-    }
-}
-
-extension Link.Kind {
-    var usesFOU: Bool {
-        switch self {
-        case .ipip(_, _, let port), .gre(_, _, _, let port): port != nil
-        case .vxlan, .wireguard: false
-        }
     }
 }

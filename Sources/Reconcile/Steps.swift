@@ -215,12 +215,12 @@ extension Route.Kind {
 }
 
 extension NextHop {
-    var isGroup: Bool { if case .pair = target { true } else { false } }
+    var isGroup: Bool { target.kind != .single }
     fileprivate var uses: [Requirement] {
         switch target {
         case .device(let name), .via(_, let name): [.link(name)]
         case .blackhole: []
-        case .pair(let used, let named): [.nextHop(used), .nextHop(named)]
+        case .group, .pair: target.members.map { .nextHop($0) }
         }
     }
     /// What is free again when it is gone.
@@ -228,7 +228,7 @@ extension NextHop {
         switch target {
         case .device(let name), .via(_, let name): [.isIdle(link: name)]
         case .blackhole: []
-        case .pair(let used, let named): [.isReleased(nextHop: used), .isReleased(nextHop: named)]
+        case .group, .pair: target.members.map { .isReleased(nextHop: $0) }
         }
     }
 }

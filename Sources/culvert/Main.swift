@@ -3,8 +3,6 @@ import CLinux
 /// The executable: environment, stdin, stdout. Everything else is in PluginVerbs.
 @main
 struct Main {
-    static let version = "0.1.0"
-
     static func main() {
         if let argument = culvert_argument(1) {
             exit(answer(argument: String(cString: argument)))
@@ -56,7 +54,7 @@ struct Main {
     static func answer(argument: String) -> Int32 {
         switch argument {
         case "--version", "-v", "version":
-            return put("culvert \(version)\n", to: 1) ? 0 : 1
+            return put("culvert \(CulvertRelease.version)\n", to: 1) ? 0 : 1
         case "--help", "-h", "help":
             return put(help, to: 1) ? 0 : 1
         default:
@@ -81,7 +79,7 @@ struct Main {
 
     static var help: String {
         """
-        culvert \(version): CNI plugin that routes pods through egress gateways.
+        culvert \(CulvertRelease.version): CNI plugin that routes pods through egress gateways.
 
         A container runtime runs it, as the CNI specification 1.1 says: CNI_COMMAND (ADD, DEL, CHECK, GC,
         STATUS, VERSION) and the other CNI_ variables in the environment, the configuration on stdin, the

@@ -1,5 +1,6 @@
 import ArgumentParser
 import AsyncHTTPClient
+import CNI
 import Foundation
 import Inventory
 import Jansson
@@ -12,9 +13,10 @@ import Yams
 struct Culvertctl: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "culvertctl", abstract: "Shows what Culvert does on a node, and what it would do.",
-        version: "0.1.0",
+        version: CulvertRelease.version,
         subcommands: [
-            StatusCommand.self, Nodes.self, Policies.self, Attachments.self, Diff.self, PlanCommand.self, Peers.self,
+            StatusCommand.self, Nodes.self, Policies.self, Attachments.self, GatewayCommand.self, Diff.self,
+            PlanCommand.self, Peers.self, ReadyCommand.self,
             MTU.self, Graph.self, ShowConf.self,
         ])
 }
@@ -268,7 +270,9 @@ enum OfflineInventory {
 struct PlanCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "plan",
-        abstract: "What Culvert would program on a node, from an inventory alone: no helper, no root.")
+        abstract:
+            "What Culvert would program on a node, from an inventory alone: no helper, no root. Exit 1 where a policy, or a pod, is refused."
+    )
     @Option(help: "Directory of manifests.") var inventory: String
     @Option(help: "Name of the node.") var node: String
     @Option(help: "Configuration file of the helper.") var config: String?
@@ -283,18 +287,22 @@ struct PlanCommand: ParsableCommand {
         }
         let plan = Planner.plan(
             configuration: configuration.planner, localFacts: LocalFacts(nodeName: node), inventory: content,
-            attachments: Planner.adoptedAttachments(inventory: content, nodeName: node, attached: []))
+            attachments: Planner.adoptedAttachments(
+                inventory: content, nodeName: node, attached: [],
+                defaultPolicy: configuration.planner.defaultPolicy ?? ""))
         let value = PlanJSON.render(plan)
-        defer {
-            for entry in plan.attachments where !entry.refusal.isEmpty {
-                FileHandle.standardError.write(
-                    Data("culvertctl: \(entry.attachment.displayName): \(entry.refusal)\n".utf8))
-            }
-        }
         switch output {
         case .json: print(value.text(indent: 2))
         case .yaml: print(YAML.text(value), terminator: "")
         case .table: print(AttachmentTable.render(value["attachments"]?.elements ?? []), terminator: "")
         }
+        let refused =
+            plan.policies.compactMap { policy in
+                policy.refusal.map { "\(policy.source.rawValue) \(policy.name) is refused: \($0)" }
+            }
+            + plan.attachments.filter { !$0.refusal.isEmpty }.map { "\($0.attachment.displayName): \($0.refusal)" }
+        for line in refused { FileHandle.standardError.write(Data("culvertctl: \(line)\n".utf8)) }
+        // Scripts ask whether all of the inventory can be carried out.
+        if !refused.isEmpty { throw ExitCode(1) }
     }
 }

@@ -82,13 +82,26 @@ struct MTU: AsyncParsableCommand {
 
 struct Graph: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "A drawing of the mesh: locations, gateways, tunnels and peers.")
+        abstract:
+            "A drawing of the mesh: locations, gateways, tunnels and peers. With -o json or yaml what it is drawn from."
+    )
     enum Format: String, ExpressibleByArgument, CaseIterable { case dot, mermaid, svg }
     @OptionGroup var source: TopologyOptions
     @Option(name: [.short, .long], help: "dot (Graphviz), mermaid, or svg.") var format = Format.dot
 
     func run() async throws {
-        let mesh = MeshDrawing(try await source.topology())
+        let topology = try await source.topology()
+        switch source.helper.output {
+        case .json: return print(topology.text(indent: 2))
+        case .yaml: return print(YAML.text(topology), terminator: "")
+        case .table: break
+        }
+        guard topology["segments"]?.elements?.isEmpty == false else {
+            throw Failure(
+                "there is no mesh to draw: no node that may be a gateway has a WireGuard key (mesh.enabled in the helpers' configuration makes them one each)"
+            )
+        }
+        let mesh = MeshDrawing(topology)
         switch format {
         case .dot: print(mesh.dot, terminator: "")
         case .mermaid: print(mesh.mermaid, terminator: "")

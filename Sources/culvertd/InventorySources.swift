@@ -4,32 +4,51 @@ import Inventory
 import Kubernetes
 import Logging
 
-/// The source that the configuration names.
+/// The source that the configuration names, and the publisher that goes with it.
 enum InventorySources {
+    private static func client(_ settings: HelperConfiguration, nodeName: String) throws -> KubernetesClient {
+        let access =
+            if let path = settings.kubeconfig {
+                try ClusterAccess.kubeconfig(path, context: settings.context, server: settings.server)
+            } else {
+                try ClusterAccess.inCluster(
+                    server: settings.server, environment: ProcessInfo.processInfo.environment)
+            }
+        return try KubernetesClient(
+            access: access, userAgent: "culvertd/\(Culvertd.configuration.version) (\(nodeName))")
+    }
+
+    /// Takes back what the helper has written into its Node.
+    ///
+    /// - Throws: why it cannot be done.
+    static func withdraw(_ settings: HelperConfiguration, nodeName: String) async throws {
+        let client = try client(settings, nodeName: nodeName)
+        do { try await KubernetesPublisher.withdraw(fromNode: nodeName, client: client) } catch {
+            await client.shutdown()
+            throw error
+        }
+        await client.shutdown()
+    }
+
     /// - Throws: where it cannot be had at all; a server that does not answer is waited for.
     static func make(
         _ settings: HelperConfiguration, nodeName: String, stateDirectory: String, logger: Logger
-    ) async throws -> any InventorySource {
+    ) async throws -> (any InventorySource, any NodePublisher) {
         switch settings.source {
-        case .file: return FileSource(directory: settings.inventoryPath)
+        case .file: return (FileSource(directory: settings.inventoryPath), NoPublisher())
         case .kubernetes:
-            let access =
-                if let path = settings.kubeconfig {
-                    try ClusterAccess.kubeconfig(path, context: settings.context, server: settings.server)
-                } else {
-                    try ClusterAccess.inCluster(
-                        server: settings.server, environment: ProcessInfo.processInfo.environment)
-                }
-            let client = try KubernetesClient(
-                access: access, userAgent: "culvertd/\(Culvertd.configuration.version) (\(nodeName))")
+            let client = try client(settings, nodeName: nodeName)
             // Before the sockets' umask, which would take the directory's x bits.
             mkdir(stateDirectory, 0o750)
             let inventory = KubernetesInventory(
                 client: client, nodeName: nodeName, cachePath: stateDirectory + "/inventory.json",
                 nodes: settings.planner.overlay != .cilium
                     ? .whole : settings.planner.mesh.enabled ? .metadata : .own, logger: logger)
+            let publisher = KubernetesPublisher(
+                client: client, nodeName: nodeName, inventory: inventory, logger: logger)
+            await publisher.start()
             await inventory.start()
-            return inventory
+            return (inventory, publisher)
         case .etcd:
             let own =
                 settings.etcdEndpoints.isEmpty
@@ -55,7 +74,7 @@ enum InventorySources {
                 clusters: clusters, directory: settings.inventoryPath, cachePath: stateDirectory + "/etcd-nodes.json",
                 logger: logger)
             await inventory.start()
-            return inventory
+            return (inventory, NoPublisher())
         }
     }
 }

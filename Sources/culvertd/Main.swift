@@ -2,6 +2,7 @@ import API
 import Agent
 import ArgumentParser
 import CLinux
+import CNI
 import Foundation
 import Inventory
 import Logging
@@ -14,7 +15,8 @@ struct Culvertd: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "culvertd",
         abstract: "Culvert's helper: owns this node's tunnels, routes, rules and firewall table.",
-        version: StatusAPI.version, subcommands: [Run.self, CleanupCommand.self])
+        version: CulvertRelease.version,
+        subcommands: [Run.self, CheckConfig.self, Install.self, Uninstall.self, CleanupCommand.self])
 }
 
 struct Run: AsyncParsableCommand {
@@ -30,6 +32,12 @@ struct Run: AsyncParsableCommand {
     @Option(
         help: "Log level: trace, debug, info, notice, warning, error, critical. (default: the configuration's, info)")
     var logLevel: String?
+
+    @Option(
+        help:
+            "Group that may open api.sock, by name or number. (default: the configuration's listen.apiGroup, the helper's)"
+    )
+    var apiGroup: String?
 
     func run() async throws {
         var settings = HelperConfiguration()
@@ -66,12 +74,12 @@ struct Run: AsyncParsableCommand {
         do {
             let keys = settings.planner.mesh.enabled ? try WireGuardKeyFile(stateDirectory: stateDir) : nil
             settings.inventoryPath = directory
-            let source = try await InventorySources.make(
+            let (source, publisher) = try await InventorySources.make(
                 settings, nodeName: name, stateDirectory: stateDir, logger: logger)
             let agent = try NodeAgent(
                 settings: .init(
                     nodeName: name, runDirectory: runDir, configuration: settings.planner, keys: keys),
-                source: source, logger: logger)
+                source: source, publisher: publisher, logger: logger)
             // Listening first, so that nothing that happens during the start is missed; and nobody is told of it before what
             // was is loaded.
             let events = try await EventLoops.listen(agent: agent, logger: logger)
@@ -80,15 +88,19 @@ struct Run: AsyncParsableCommand {
             let server = try PluginServer(path: runDir + "/cni.sock", agent: agent, logger: logger)
             let apiSocket = runDir + "/api.sock"
             try removeStaleSocket(apiSocket)
-            umask(0o117)
-            let api = StatusAPI.application(socket: apiSocket, agent: agent, logger: logger) { isReady.value }
-            let group = ServiceGroup(
+            let group = try (apiGroup ?? settings.apiGroup).map { try APIGroup($0) }
+            // Until the socket has its group, nobody else may open it.
+            umask(group == nil ? 0o117 : 0o177)
+            let api = StatusAPI.application(
+                socket: apiSocket, agent: agent, logger: logger, isReady: { isReady.value },
+                onServerRunning: { group?.take(apiSocket, logger: logger) })
+            let services = ServiceGroup(
                 configuration: .init(
                     services: [
                         .init(service: api),
                         .init(service: PluginService(server: server, isReady: isReady, logger: logger, node: name)),
                     ], gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
-            try await group.run()
+            try await services.run()
             logger.info("stopped; tunnels and routes stay as they are")
         } catch let error as ExitCode { throw error } catch {
             logger.critical("\(error)")
@@ -132,21 +144,61 @@ struct PluginService: Service {
     }
 }
 
-struct CleanupCommand: ParsableCommand {
+struct CleanupCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "cleanup",
-        abstract: "Remove exactly what is Culvert's own from this node. Stop the helper first.")
+        abstract: "Remove exactly what is Culvert's own from this node, and from its Node. Stop the helper first.")
 
+    @Option(help: "Configuration file. (default: /etc/culvert/culvertd.yaml, where it exists)") var config: String?
+    @Option(help: "Name of this node. (default: the configuration's, NODE_NAME, the host name)") var node: String?
     @Option(help: "Directory of the sockets and attachments.") var runDir = "/run/culvert"
+    @Flag(
+        help: ArgumentHelp(
+            "Remove what Kilo has left on this node, and nothing of Culvert's.",
+            discussion:
+                "The device kilo0, routes of protocol static over it and over tunl0, table 1107 with its rules, and the chains KILO-NAT and KILO-IPIP of iptables-nft. Stop Kilo first: it would put them back."
+        )) var kilo = false
 
-    func run() throws {
+    func run() async throws {
         _ = culvert_raise_net_admin()
         do {
+            if kilo { return try removeKilo() }
             let changes = try Cleanup.run(runDirectory: runDir)
             print("removed: \(changes) changes to the kernel, and the records in \(runDir)")
+            try await withdraw()
         } catch {
             FileHandle.standardError.write(Data("culvertd: \(error)\n".utf8))
             throw ExitCode(1)
+        }
+    }
+
+    private func removeKilo() throws {
+        let done = try Cleanup.removeKilo()
+        print(
+            done.isEmpty ? "Kilo has left nothing in this kernel" : done.map { "removed: \($0)\n" }.joined(),
+            terminator: "")
+        if done.isEmpty { print() }
+        print(
+            "chains that iptables-legacy has made are not to be seen here: iptables-legacy -t nat -S | grep KILO, and the same of the table filter, shows them"
+        )
+    }
+
+    /// What the helper has written into its Node, by the helper's own credentials.
+    private func withdraw() async throws {
+        let defaultConfig = "/etc/culvert/culvertd.yaml"
+        guard let path = config ?? (access(defaultConfig, F_OK) == 0 ? defaultConfig : nil) else { return }
+        let settings = try HelperConfiguration(contentsOf: path)
+        guard settings.source == .kubernetes else { return }
+        let name =
+            node ?? settings.node ?? ProcessInfo.processInfo.environment["NODE_NAME"]
+            ?? ProcessInfo.processInfo.hostName
+        do {
+            try await InventorySources.withdraw(settings, nodeName: name)
+            print("removed: the annotations of Node \(name)")
+        } catch {
+            throw ValidationError(
+                "the kernel is clean; the annotations of Node \(name) cannot be removed (\(error)): run \(PublishedAnnotations.removal(of: name))"
+            )
         }
     }
 }

@@ -44,6 +44,11 @@ let package = Package(
         .target(
             name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", .product(name: "Yams", package: "Yams")],
             swiftSettings: fuzzed),
+        .target(name: "Planner", dependencies: ["Model", "Jansson"], swiftSettings: fuzzed),
+        .target(
+            name: "Liveness", dependencies: ["Planner"], sources: ["EchoPacket.swift", "EchoSession.swift"],
+            swiftSettings: fuzzed),
+        target("FuzzEcho", ["Liveness", "Planner"]),
         target("FuzzPlugin", ["PluginVerbs", "CNI"]),
         target("FuzzRequest", ["HelperProtocol"]),
         target("FuzzManifests", ["Inventory"]),

@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 seconds=${1:-20}
 swift build 2>&1 | grep -E 'error|complete' || true
 export SWIFT_BACKTRACE=enable=no ASAN_OPTIONS=detect_leaks=0
-for target in FuzzPlugin FuzzRequest FuzzManifests; do
+for target in FuzzPlugin FuzzRequest FuzzManifests FuzzEcho; do
     mkdir -p ".build/corpus/$target"
     .build/debug/$target -max_total_time="$seconds" -max_len=8192 -timeout=20 -artifact_prefix=".build/$target-" \
         ".build/corpus/$target" "Corpus/$target" > ".build/$target.log" 2>&1 || {

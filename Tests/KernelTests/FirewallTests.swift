@@ -78,6 +78,34 @@ extension KernelNamespace {
             #expect(FirewallChange.between(try firewall.read(), wanted) == .none)
         }
 
+        /// By nft and by `iptables-nft`; what drops elsewhere than in forward chains is no matter.
+        @Test func othersThatDropForwardedPacketsAreFound() throws {
+            let chains = try ForeignForwardChains()
+            #expect(try chains.read() == [])
+            defer { Shell.run("nft delete table inet fw; iptables -P FORWARD ACCEPT; iptables -F; iptables -X") }
+            let made = Shell.run(
+                """
+                set -e; nft -f - <<'N'
+                table inet fw {
+                    chain in { type filter hook input priority 0; policy drop; ct state invalid drop; }
+                    chain between { type filter hook forward priority 0; policy accept; ct state established,related accept; jump more; }
+                    chain more { ct state invalid counter drop; }
+                }
+                N
+                iptables -P FORWARD DROP && iptables -N ufw-forward && iptables -A FORWARD -j ufw-forward &&
+                iptables -A ufw-forward -m conntrack --ctstate INVALID -j DROP &&
+                iptables -A ufw-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+                """)
+            #expect(made.status == 0, "\(made.errors)")
+            let found = try chains.read()
+            #expect(
+                found == [
+                    ForwardDrop(table: "inet fw", chain: "more", what: .invalid),
+                    ForwardDrop(table: "ip filter", chain: "FORWARD", what: .byDefault),
+                    ForwardDrop(table: "ip filter", chain: "ufw-forward", what: .invalid),
+                ])
+        }
+
         @Test func aForeignRuleInOurTableIsDriftAndRepaired() throws {
             let plan = TestCluster.plan(node: "n3", tunnelProtocol: .ipip)
             let firewall = try FirewallSocket()

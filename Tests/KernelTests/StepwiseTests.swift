@@ -95,7 +95,7 @@ extension KernelNamespace {
                             }
                             #expect(name.hasPrefix(Ownership.linkPrefix), "\(what)")
                             let ends = old.ends.union(new.ends)
-                            if gateway == TunnelLinks.selfGateway {
+                            if gateway == VXLANEncapsulation.selfGateway {
                                 #expect(
                                     !ends.isDisjoint(with: ["10.244.1.1", "10.244.1.7"].compactMap { IPAddress($0) }),
                                     "\(what)")

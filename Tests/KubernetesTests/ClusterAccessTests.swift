@@ -13,8 +13,18 @@ import Testing
         deinit { try? FileManager.default.removeItem(atPath: path) }
         func write(_ name: String, _ text: String, mode: Int = 0o600) throws -> String {
             let file = path + "/" + name
-            try text.write(toFile: file, atomically: true, encoding: .utf8)
-            try FileManager.default.setAttributes([.posixPermissions: mode], ofItemAtPath: file)
+            guard mode & 0o100 != 0 else {
+                try text.write(toFile: file, atomically: true, encoding: .utf8)
+                try FileManager.default.setAttributes([.posixPermissions: mode], ofItemAtPath: file)
+                return file
+            }
+            // A program is written by another process: a child that another test forks meanwhile would have our file open for
+            // writing, and the kernel does not execute such a file (ETXTBSY).
+            try text.write(toFile: file + ".text", atomically: true, encoding: .utf8)
+            let copy = try Process.run(
+                URL(fileURLWithPath: "/usr/bin/install"),
+                arguments: ["-m", String(mode, radix: 8), file + ".text", file])
+            copy.waitUntilExit()
             return file
         }
     }
@@ -75,6 +85,18 @@ import Testing
         let path = try folder.write("config", text)
         let error = #expect(throws: ClusterAccess.Failure.self) { try ClusterAccess.kubeconfig(path) }
         #expect(error?.description.contains(message) == true, "\(error?.description ?? "")")
+    }
+
+    @Test(arguments: [
+        "users: [{name: u, user: {token: SECRET-T}}\ncurrent-context: x: y", "token: 'SECRET-T", "SECRET-T: [",
+        "SECRET-T: a\nSECRET-T: b",
+    ])
+    func anErrorNeverShowsALineOfTheKubeconfig(_ text: String) throws {
+        let folder = try Folder()
+        let path = try folder.write("config", text)
+        let error = #expect(throws: ClusterAccess.Failure.self) { try ClusterAccess.kubeconfig(path) }
+        #expect(error?.description.contains("SECRET") == false, "\(error?.description ?? "")")
+        #expect(error?.description.contains("is not YAML") == true)
     }
 
     @Test func secretsThatEverybodyCanReadAreRefused() throws {

@@ -100,7 +100,8 @@ struct ClusterContent {
                 case .namespace(let name, let labels): inventory.namespaces[name] = labels
                 case .policy(let policy): inventory.policies.append(policy)
                 case .peer(let peer): inventory.peers.append(peer)
-                case .ciliumConfig: break
+                case .serviceCIDR(let name, let networks): inventory.services.objects[name] = networks
+                case .ciliumConfig, .kubeadmConfig, .apiServerService: break
                 }
             }
         }

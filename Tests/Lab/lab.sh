@@ -8,13 +8,17 @@
 #   lab.sh plugin PREFIX DIR NODE COMMAND POD           run the plugin once more
 #   lab.sh down PREFIX DIR          end everything that was made
 #
+# LAB_PLUGIN: more members of the plugin's configuration, such as '"defaultPolicy": "shop"'.
 # LAB_ROUTING=ebpf puts host_routing.bpf.o on every pod's veth; LAB_BIN is where the programs are.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 command=$1 P=$2 D=$3
 shift 3
 BIN=${LAB_BIN:-$here/../../.build/debug}
-ns() { local name=$1; shift; ip netns exec "$P-$name" "$@"; }
+# (`ip netns exec` would also mount /sys anew, which takes a second in an emulated VM.)
+ns() { local name=$1; shift; nsenter "--net=/run/netns/$P-$name" "$@"; }
+# Commands of ip, in one process: in an emulated VM each process takes a good part of a second.
+batch() { ip -n "$P-$1" -batch -; }
 
 number() { echo "${1#n}"; }
 mac() { printf '02:ce:00:00:00:%02x' "$1"; }
@@ -23,11 +27,11 @@ up() {
     mkdir -p "$D/inventory"
     for name in r out n1 n2 n3; do
         ip netns add "$P-$name"
-        ns $name ip link set lo up
+        ip -n "$P-$name" link set lo up
         ns $name sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=1 \
             net.ipv6.conf.all.disable_ipv6=1
     done
-    ns r ip addr add 169.254.169.254/32 dev lo
+    ip -n "$P-r" addr add 169.254.169.254/32 dev lo
     ns r nft -f - <<'N'
 table inet cloud {
     counter ipip { }
@@ -46,13 +50,17 @@ table inet cloud {
 N
     # The outside host, with two addresses, and one that policies exclude.
     ip link add to-out netns "$P-r" type veth peer name eth0 netns "$P-out"
-    ns r ip addr add 203.0.113.1/24 dev to-out
-    ns r ip link set to-out up
-    ns out ip addr add 203.0.113.10/24 dev eth0
-    ns out ip addr add 203.0.113.20/24 dev eth0
-    ns out ip addr add 203.0.113.99/24 dev eth0
-    ns out ip link set eth0 up
-    ns out ip route add default via 203.0.113.1
+    batch r <<B
+addr add 203.0.113.1/24 dev to-out
+link set to-out up
+B
+    batch out <<B
+addr add 203.0.113.10/24 dev eth0
+addr add 203.0.113.20/24 dev eth0
+addr add 203.0.113.99/24 dev eth0
+link set eth0 up
+route add default via 203.0.113.1
+B
     ns out nft -f - <<'N'
 table inet watch {
     set pings { type ipv4_addr . ipv4_addr; flags dynamic; counter; }
@@ -68,36 +76,45 @@ table inet watch {
 N
     for n in 1 2 3; do
         ip link add "to-n$n" netns "$P-r" type veth peer name eth0 netns "$P-n$n"
-        ns r ip addr add 10.0.0.1/32 dev "to-n$n"
-        ns r ip link set "to-n$n" up
-        ns r ip route add "10.0.0.1$n/32" dev "to-n$n"
-        ns n$n ip addr add "10.0.0.1$n/32" dev eth0
-        ns n$n ip link set eth0 up
-        ns n$n ip route add 10.0.0.1 dev eth0 scope link
-        ns n$n ip route add default via 10.0.0.1
-        # Second and third egress addresses of the gateways.
-        ns n$n ip addr add "192.0.2.${n}1/32" dev eth0
-        ns n$n ip addr add "192.0.2.${n}2/32" dev eth0
-        ns r ip route add "192.0.2.${n}1/32" via "10.0.0.1$n" dev "to-n$n" onlink
-        ns r ip route add "192.0.2.${n}2/32" via "10.0.0.1$n" dev "to-n$n" onlink
-        ns r ip route add "10.244.$n.0/24" via "10.0.0.1$n" dev "to-n$n" onlink
+        batch r <<B
+addr add 10.0.0.1/32 dev to-n$n
+link set to-n$n up
+route add 10.0.0.1$n/32 dev to-n$n
+route add 192.0.2.${n}1/32 via 10.0.0.1$n dev to-n$n onlink
+route add 192.0.2.${n}2/32 via 10.0.0.1$n dev to-n$n onlink
+route add 10.244.$n.0/24 via 10.0.0.1$n dev to-n$n onlink
+B
+        # With second and third egress addresses for the gateways.
+        batch n$n <<B
+addr add 10.0.0.1$n/32 dev eth0
+link set eth0 up
+route add 10.0.0.1 dev eth0 scope link
+route add default via 10.0.0.1
+addr add 192.0.2.${n}1/32 dev eth0
+addr add 192.0.2.${n}2/32 dev eth0
+B
         # Cilium's devices. It turns reverse-path filtering off on its own and moves the local table to 100.
         ns n$n sysctl -qw net.ipv4.conf.default.rp_filter=0
-        ns n$n ip link add cilium_host mtu 1500 type veth peer name cilium_net
-        ns n$n ip link set cilium_net up
-        ns n$n ip link set cilium_host up
-        ns n$n ip addr add "10.244.$n.1/32" dev cilium_host
-        ns n$n ip link add cilium_vxlan address "$(mac "$n")" mtu 1450 type vxlan external dstport 8472
-        ns n$n ip link set cilium_vxlan up
+        {
+            cat <<B
+link add cilium_host mtu 1500 type veth peer name cilium_net
+link set cilium_net up
+link set cilium_host up
+addr add 10.244.$n.1/32 dev cilium_host
+link add cilium_vxlan address $(mac "$n") mtu 1450 type vxlan external dstport 8472
+link set cilium_vxlan up
+rule add priority 100 lookup local
+rule del priority 0
+B
+            for peer in 1 2 3; do
+                [ $peer = $n ] && continue
+                cat <<B
+route add 10.244.$peer.0/24 encap ip id 6 dst 10.0.0.1$peer via 10.244.$peer.1 dev cilium_vxlan src 10.244.$n.1 mtu 1450 onlink
+neigh add 10.244.$peer.1 lladdr $(mac "$peer") dev cilium_vxlan nud permanent
+B
+            done
+        } | batch n$n
         ns n$n sysctl -qw net.ipv4.conf.default.rp_filter=1
-        ns n$n ip rule add priority 100 lookup local
-        ns n$n ip rule del priority 0
-        for peer in 1 2 3; do
-            [ $peer = $n ] && continue
-            ns n$n ip route add "10.244.$peer.0/24" encap ip id 6 dst "10.0.0.1$peer" via "10.244.$peer.1" \
-                dev cilium_vxlan src "10.244.$n.1" mtu 1450 onlink
-            ns n$n ip neigh add "10.244.$peer.1" lladdr "$(mac "$peer")" dev cilium_vxlan nud permanent
-        done
         # Cilium's masquerade for pods without a policy.
         ns n$n nft -f - <<N
 table ip cilium_standin {
@@ -154,12 +171,14 @@ Y
 # bounding set, /proc/sys read-only, and a /run/wireguard of the node's own. exec all the way down, so that the process id
 # is the command's.
 unprivileged() {
-    local node=$1
+    # LAB_GROUPS: numbers of more groups that the process is in.
+    local node=$1 groups=--clear-groups
+    [ -z "${LAB_GROUPS:-}" ] || groups=--groups=$LAB_GROUPS
     shift
     mkdir -p /run/wireguard
     exec ip netns exec "$P-$node" unshare -m sh -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys &&
         mount --bind "$0" /run/wireguard && exec "$@"' "$D/$node/wireguard" \
-        setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin \
+        setpriv --reuid 65534 --regid 65534 $groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin \
         --bounding-set -all,+net_admin "$@"
 }
 
@@ -203,7 +222,7 @@ plugin() {
         CNI_PATH="$BIN" CNI_ARGS="${LAB_CNI_ARGS-IgnoreUnknown=1;CULVERT_LABELS=$(cat "$D/pods/$name.labels")}" "$BIN/culvert" <<J
 {
   "cniVersion": "${LAB_CNI_VERSION:-1.0.0}", "name": "cilium", "type": "culvert",
-  "socket": "$D/$node/cni.sock", "timeoutSeconds": ${LAB_TIMEOUT:-30},
+  "socket": "$D/$node/cni.sock", "timeoutSeconds": ${LAB_TIMEOUT:-30},${LAB_PLUGIN:+ $LAB_PLUGIN,}
   "runtimeConfig": ${LAB_RUNTIME_CONFIG:-{\}},
   "prevResult": {
     "cniVersion": "${LAB_CNI_VERSION:-1.0.0}",
@@ -223,34 +242,43 @@ pod() {
     echo "$node" > "$D/pods/$name.node"
     echo "$labels" > "$D/pods/$name.labels"
     ip netns add "$P-$name"
-    ns "$name" ip link set lo up
     ip link add eth0 mtu 1450 netns "$P-$name" type veth peer name "lxc$name" mtu 1450 netns "$P-$node"
-    ns "$node" ip link set "lxc$name" up
-    ns "$name" ip link set eth0 up
-    ns "$name" ip addr add "10.244.$n.$last/32" dev eth0
-    ns "$name" ip route add "10.244.$n.1" dev eth0 scope link
-    ns "$name" ip route add default via "10.244.$n.1" dev eth0
-    ns "$node" ip route replace "10.244.$n.$last/32" dev "lxc$name"
+    batch "$node" <<B
+link set lxc$name up
+route replace 10.244.$n.$last/32 dev lxc$name
+B
+    batch "$name" <<B
+link set lo up
+link set eth0 up
+addr add 10.244.$n.$last/32 dev eth0
+route add 10.244.$n.1 dev eth0 scope link
+route add default via 10.244.$n.1 dev eth0
+B
     if [ "${LAB_ROUTING:-stack}" = ebpf ]; then
-        ns "$node" tc qdisc add dev "lxc$name" clsact
-        ns "$node" tc filter add dev "lxc$name" ingress bpf da obj "${LAB_BPF:-$D/host_routing.bpf.o}" sec tc
+        tc -n "$P-$node" -batch - <<B
+qdisc add dev lxc$name clsact
+filter add dev lxc$name ingress bpf da obj ${LAB_BPF:-$D/host_routing.bpf.o} sec tc
+B
     fi
     plugin "$node" ADD "$name"
 }
 
+# What tests start has SIGTERM blocked, and nothing here has anything to lose. A process that has ended may have left its number
+# to somebody else's: outside the lab's namespaces only what names the lab in its command is ended.
 down() {
-    local file
+    local file name pid
     for file in "$D"/*.pid; do
         [ -e "$file" ] || continue
-        kill "$(cat "$file")" 2> /dev/null || true
-    done
-    for file in "$D"/*.pid; do
-        [ -e "$file" ] || continue
-        for _ in $(seq 50); do kill -0 "$(cat "$file")" 2> /dev/null || break; sleep 0.1; done
-        kill -9 "$(cat "$file")" 2> /dev/null || true
+        pid=$(cat "$file")
+        if tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -qF -e "$P-" -e "$D"; then kill -9 "$pid" 2> /dev/null || true; fi
         rm -f "$file"
     done
-    ip netns list | awk -v p="$P-" 'index($1, p) == 1 {print $1}' | while read -r name; do ip netns del "$name"; done
+    for name in /run/netns/"$P"-*; do
+        [ -e "$name" ] || continue
+        name=${name##*/}
+        ip netns pids "$name" 2> /dev/null | xargs -r kill -9 2> /dev/null || true
+        ip netns del "$name"
+    done
 }
 
 "$command" "$@"

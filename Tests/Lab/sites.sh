@@ -8,7 +8,10 @@
 #   sites.sh share PREFIX DIR   hand what each node publishes to the others' inventory
 set -euo pipefail
 command=$1 P=$2 D=$3
-ns() { local name=$1; shift; ip netns exec "$P-$name" "$@"; }
+# (`ip netns exec` would also mount /sys anew, which takes a second in an emulated VM.)
+ns() { local name=$1; shift; nsenter "--net=/run/netns/$P-$name" "$@"; }
+# Commands of ip, in one process: in an emulated VM each process takes a good part of a second.
+batch() { ip -n "$P-$1" -batch -; }
 mac() { printf '02:ce:00:00:00:%02x' "$1"; }
 location() { [ "$1" -le 2 ] && echo a || echo b; }
 private() { [ "$1" -le 2 ] && echo "10.1.0.1$1" || echo "10.2.0.1$1"; }
@@ -32,16 +35,18 @@ up() {
         ns r$l ip route add $foreign via $there
         for n in $nodes; do
             ip link add "to-n$n" netns "$P-r$l" type veth peer name eth0 netns "$P-n$n"
-            ns r$l ip addr add 10.255.0.1/32 dev "to-n$n"
-            ns r$l ip link set "to-n$n" up
-            ns n$n ip addr add "$(private $n)/32" dev eth0
-            ns n$n ip link set eth0 up
-            ns n$n ip route add 10.255.0.1 dev eth0 scope link
-            ns n$n ip route add default via 10.255.0.1 src "$(private $n)"
-            for address in $(private $n) $(public $n); do
-                ns r$l ip route add "$address/32" dev "to-n$n"
-            done
-            [ -n "$(public $n)" ] && ns n$n ip addr add "$(public $n)/32" dev eth0
+            batch n$n <<B
+addr add $(private $n)/32 dev eth0
+link set eth0 up
+route add 10.255.0.1 dev eth0 scope link
+route add default via 10.255.0.1 src $(private $n)
+B
+            [ -n "$(public $n)" ] && ip -n "$P-n$n" addr add "$(public $n)/32" dev eth0
+            {
+                echo "addr add 10.255.0.1/32 dev to-n$n"
+                echo "link set to-n$n up"
+                for address in $(private $n) $(public $n); do echo "route add $address/32 dev to-n$n"; done
+            } | batch r$l
         done
         ns r$l nft -f - <<N
 table inet cloud {
@@ -86,21 +91,26 @@ N
     done
     local n peer
     for n in 1 2 3 4; do
-        ns n$n ip link add cilium_host mtu 1500 type veth peer name cilium_net
-        ns n$n ip link set cilium_net up
-        ns n$n ip link set cilium_host up
-        ns n$n ip addr add "10.244.$n.1/32" dev cilium_host
-        ns n$n ip link add cilium_vxlan address "$(mac "$n")" mtu 1450 type vxlan external dstport 8472
-        ns n$n ip link set cilium_vxlan up
+        {
+            cat <<B
+link add cilium_host mtu 1500 type veth peer name cilium_net
+link set cilium_net up
+link set cilium_host up
+addr add 10.244.$n.1/32 dev cilium_host
+link add cilium_vxlan address $(mac "$n") mtu 1450 type vxlan external dstport 8472
+link set cilium_vxlan up
+rule add priority 100 lookup local
+rule del priority 0
+B
+            for peer in 1 2 3 4; do
+                [ $peer = $n ] || [ "$(location $peer)" != "$(location $n)" ] && continue
+                cat <<B
+route add 10.244.$peer.0/24 encap ip id 6 dst $(private $peer) via 10.244.$peer.1 dev cilium_vxlan src 10.244.$n.1 mtu 1450 onlink
+neigh add 10.244.$peer.1 lladdr $(mac "$peer") dev cilium_vxlan nud permanent
+B
+            done
+        } | batch n$n
         ns n$n sysctl -qw net.ipv4.conf.default.rp_filter=1
-        ns n$n ip rule add priority 100 lookup local
-        ns n$n ip rule del priority 0
-        for peer in 1 2 3 4; do
-            [ $peer = $n ] || [ "$(location $peer)" != "$(location $n)" ] && continue
-            ns n$n ip route add "10.244.$peer.0/24" encap ip id 6 dst "$(private $peer)" via "10.244.$peer.1" \
-                dev cilium_vxlan src "10.244.$n.1" mtu 1450 onlink
-            ns n$n ip neigh add "10.244.$peer.1" lladdr "$(mac "$peer")" dev cilium_vxlan nud permanent
-        done
         ns n$n nft -f - <<N
 table ip cilium_standin {
     chain postrouting {

@@ -1,5 +1,6 @@
 // traffic RATE SECONDS ADDRESS PORT NETNS...: from each network namespace RATE datagrams a second to ADDRESS:PORT, until
-// SECONDS have passed or SIGTERM comes. Each datagram has a number; nothing is expected back. Prints how many were sent.
+// SECONDS have passed or SIGTERM comes. Each datagram has a number; nothing is expected back. Prints how many were sent. With
+// TRAFFIC_FRESH set, each datagram of the only NETNS is a flow of its own.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -43,6 +44,10 @@ int main(int argc, char **argv) {
     clock_gettime(CLOCK_MONOTONIC, &next);
     unsigned long sent = 0;
     for (unsigned long round = 0; !stopped && round < rate * seconds; round++) {
+        if (getenv("TRAFFIC_FRESH")) {
+            close(sockets[0]);
+            sockets[0] = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+        }
         for (int i = 0; i < count; i++)
             if (sendto(sockets[i], &round, sizeof round, 0, (struct sockaddr *)&to, sizeof to) > 0) sent++;
         next.tv_nsec += (long)(1e9 / rate);

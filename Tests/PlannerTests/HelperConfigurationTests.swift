@@ -26,6 +26,15 @@ import Testing
             let error = #expect(throws: HelperConfiguration.Failure.self) { try HelperConfiguration(text: text) }
             #expect(error?.description.contains(field) == true, "\(error?.description ?? "")")
         }
+        #expect(
+            try HelperConfiguration(text: "egress: {allowNone: [kube-system, '*']}").planner.allowNone.names
+                == ["kube-system", "*"])
+        #expect(try HelperConfiguration(text: "egress: {defaultPolicy: all}").planner.defaultPolicy == "all")
+        #expect(try HelperConfiguration(text: "egress: {}").planner.defaultPolicy == nil)
+        let wrong = #expect(throws: HelperConfiguration.Failure.self) {
+            try HelperConfiguration(text: "egress: {allowNone: [Shop]}")
+        }
+        #expect(wrong?.description.hasPrefix("egress.allowNone[0] \"Shop\" is neither the name") == true)
         let example = try Self.example()
         #expect(example.contains("  nodeCIDRs: []") && example.contains("#   allowedLocationCIDRs: []"))
     }

@@ -56,7 +56,8 @@ struct HoldTests {
 
     @Test func ofARefusedPolicyAPodKeepsWhatItHad() {
         let had = AssignedPolicy(
-            source: .cilium, name: "bad", destinations: [IPNetwork("198.51.100.0/24")!], gateways: ["n3"])
+            source: .cilium, name: "bad", destinations: [IPNetwork("198.51.100.0/24")!], candidates: [.init(node: "n3")]
+        )
         let (plan, pod) = plan([refused("bad")], had: [had])
         #expect(!pod.isHeld && pod.holds.count == 1 && pod.policies.map(\.gateway) == ["n3"])
         #expect(ways(plan, pod).open == ["198.51.100.0/24"])
@@ -88,7 +89,8 @@ struct HoldTests {
         policy.selectors = []
         #expect(plan([policy]).pod.assigned == [] && plan([policy]).pod.refusal == "")
         let had = AssignedPolicy(
-            source: .cilium, name: "bad", destinations: [IPNetwork("198.51.100.0/24")!], gateways: ["n3"])
+            source: .cilium, name: "bad", destinations: [IPNetwork("198.51.100.0/24")!], candidates: [.init(node: "n3")]
+        )
         #expect(plan([policy], had: [had]).pod.assigned.map(\.name) == ["bad"])
     }
 
@@ -96,12 +98,13 @@ struct HoldTests {
         let (none, held) = plan([], annotation: "nowhere")
         #expect(held.isHeld && held.refusal.contains("nowhere") && ways(none, held).held == ["0.0.0.0/0"])
         let had = AssignedPolicy(
-            source: .culvert, name: "nowhere", destinations: [.everythingV4], gateways: ["n3"])
+            source: .culvert, name: "nowhere", destinations: [.everythingV4], candidates: [.init(node: "n3")])
         #expect(plan([], had: [had], annotation: "nowhere").pod.policies.map(\.gateway) == ["n3"])
     }
 
     @Test func aPolicyThatIsGoneLetsItsPodsGo() {
-        let had = AssignedPolicy(source: .cilium, name: "shop", destinations: [.everythingV4], gateways: ["n3"])
+        let had = AssignedPolicy(
+            source: .cilium, name: "shop", destinations: [.everythingV4], candidates: [.init(node: "n3")])
         let (plan, pod) = plan([], had: [had])
         #expect(pod.assigned == [] && plan.host.rules.allSatisfy { $0.source == nil })
     }

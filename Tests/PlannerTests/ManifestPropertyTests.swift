@@ -108,7 +108,7 @@ import Testing
                 mesh.granularity = round % 2 == 0 ? .location : .full
                 mesh.kiloInterop = round % 3 == 0
                 _ = MeshTopology(configuration: mesh, nodes: nodes, peers: peers)
-                _ = MeshTopology.notReadyForKilo(nodes)
+                _ = MeshTopology.notReadyForKilo(nodes, clock: 1_700_000_000)
             }
             if let settings = inventory.cilium { _ = (settings.skipsRouteLookup, settings.encryptionOverhead) }
             // The inventory on disk is read as a whole: what cannot be read back would take all of it.

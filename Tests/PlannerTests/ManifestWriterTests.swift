@@ -71,6 +71,7 @@ import Testing
               excludedCIDRs: [10.0.0.0/8]
               egressGateway: {\(gateway.hasPrefix("nodeSelector") ? gateway : "nodeSelector: {matchLabels: {zone: z3}}, " + gateway)}
               \(index == 3 ? "snat: false" : "snat: true")
+              \(index == 2 ? "allowAnnotation: [default, '*']" : "")
 
             """
         }.joined() + """

@@ -118,6 +118,84 @@ import Testing
         #expect(plan.warnings.contains { $0.contains("exit: 0.0.0.0/0 holds the endpoint") })
     }
 
+    /// Where a gateway says that it is, is its private address; where it is seen, is not: then that address is reached by the
+    /// mesh, as those of others are.
+    @Test func thePrivateAddressOfAGatewayBehindANATIsRoutedOnceItIsSeenElsewhere() throws {
+        let seen = #"{"\#(M.key(4))":{"IP":"198.51.100.99","Port":4711,"Zone":""}}"#
+        func plan(_ seen: [String: String]) throws -> Plan {
+            M.plan(
+                "n1",
+                try M.inventory(
+                    M.node(1, location: "a", address: "10.1.0.11", external: "198.51.100.1", more: seen)
+                        + M.node(4, location: "c", address: "10.3.0.14", more: ["persistent-keepalive": "5"])))
+        }
+        let unseen = try plan([:])
+        #expect(unseen.host.wireGuard?.peers.first?.endpoint?.description == "10.3.0.14:51820")
+        #expect(!routes(unseen).contains { $0.hasPrefix("10.3.0.14 ") }, "that would be a loop")
+        let found = try plan(["discovered-endpoints": seen])
+        #expect(found.host.wireGuard?.peers.first?.endpoint?.description == "198.51.100.99:4711")
+        #expect(routes(found).contains("10.3.0.14 cni-culvert-wg"))
+    }
+
+    /// The network between would drop an answer from that address.
+    @Test func aGatewayAnswersItsOwnLocationFromItsWireGuardAddressByTheTunnel() throws {
+        func rules(_ strategy: MeshConfiguration.Strategy, _ node: String) throws -> [Rule] {
+            M.plan(node, try M.inventory(M.twoByTwo)) { $0.mesh.strategy = strategy }.host.rules.filter {
+                $0.table == Ownership.locationTable && $0.source != nil
+            }
+        }
+        #expect(try rules(.always, "n1").map { "\($0.source!)" } == ["10.4.0.1/32"])
+        #expect(try rules(.always, "n2") == [])
+        #expect(try rules(.never, "n1") == [])
+    }
+
+    // MARK: the own endpoint, beside Kilo
+
+    struct Own: CustomTestStringConvertible, Sendable {
+        let testDescription: String
+        var external: String?
+        var interfaces: [(String, [String])] = []
+        var annotations: [String: String] = [:]
+        let endpoint: String
+    }
+    static let owns = [
+        Own(testDescription: "the private address, where there is no other", endpoint: "10.1.0.11:51820"),
+        Own(testDescription: "the external one", external: "198.51.100.1", endpoint: "198.51.100.1:51820"),
+        Own(
+            testDescription: "a public one of an interface",
+            interfaces: [("eth1", ["203.0.113.2"]), ("eth0", ["10.1.0.11", "203.0.113.1"])],
+            endpoint: "203.0.113.1:51820"),
+        Own(
+            testDescription: "of any interface but Kilo's",
+            interfaces: [("eth0", ["10.1.0.11"]), ("kilo0", ["203.0.113.9"]), ("eth1", ["203.0.113.2"])],
+            endpoint: "203.0.113.2:51820"),
+        Own(
+            testDescription: "never what was published before",
+            annotations: ["endpoint": "203.0.113.66:51820"], endpoint: "10.1.0.11:51820"),
+        Own(
+            testDescription: "what the user forces", external: "198.51.100.1",
+            annotations: ["endpoint": "203.0.113.66:51820", "force-endpoint": "vpn.example.org:4500"],
+            endpoint: "vpn.example.org:4500"),
+    ]
+    @Test(arguments: owns) func theOwnEndpointIsWorkedOutAnewEachTime(_ own: Own) throws {
+        let inventory = try M.inventory(
+            M.node(1, location: "a", address: "10.1.0.11", external: own.external, more: own.annotations))
+        var facts = LocalFacts(nodeName: "n1", isLive: true)
+        facts.underlayDevice = "eth0"
+        facts.interfaces = own.interfaces.map { name, addresses in
+            .init(name: name, addresses: [], hostAddresses: addresses.compactMap { IPAddress($0) })
+        }
+        var configuration = MeshConfiguration()
+        configuration.kiloInterop = true
+        let node = try #require(inventory.nodes["n1"])
+        #expect(
+            MeshPlan.ownEndpoint(of: node, facts: facts, configuration: configuration)?.description == own.endpoint)
+        // The plan sees it as all others will.
+        let nodes = MeshPlan.withOwnFacts(inventory, facts: facts, kiloMesh: configuration)
+        #expect(nodes["n1"]?.mesh.endpoint?.description == own.endpoint)
+        #expect(MeshPlan.withOwnFacts(inventory, facts: facts, kiloMesh: nil)["n1"] == node)
+    }
+
     @Test func aPeerBehindANATIsFoundWhereAnotherNodeHasSeenIt() throws {
         let seen = #"{"\#(M.key(4))":{"IP":"192.0.2.7","Port":4242,"Zone":""}}"#
         let text =

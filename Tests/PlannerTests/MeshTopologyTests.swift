@@ -202,29 +202,38 @@ enum MeshManifests {
     // MARK: Kilo's signs of life
 
     /// Signs of life of n1, n2, …, and who is left out.
-    static let signs: [(seen: [String], leftOut: Set<String>)] = [
-        (["1700000000", "1700000010", "1700000029"], []),
-        (["1700000000", "1700000070", "1700000075"], ["n1"]),
+    static let signs: [(seen: [String], clock: Int64, leftOut: Set<String>)] = [
+        (["1700000000", "1700000010", "1700000029"], 1_700_000_029, []),
+        (["1700000000", "1700000070", "1700000075"], 1_700_000_075, ["n1"]),
+        // By this node's clock, to the second.
+        (["1700000000", "1700000050", "1700000051"], 1_700_000_059, []),
+        (["1700000000", "1700000050", "1700000051"], 1_700_000_060, ["n1"]),
+        // This node's clock is behind, or far ahead.
+        (["1700000000", "1700000050", "1700000051"], 0, []),
+        (["1700000000", "1700000070", "1700000075"], 0, ["n1"]),
+        (["1700000000", "1700000030", "1700000031"], 1_800_000_000, []),
+        // No newer sign of life arrives: the server does not answer.
+        (["1700000000", "1700000010", "1700000029"], 1_700_000_600, []),
         // One clock is ahead: by two minutes, by a day, by all there is.
-        (["1700000000", "1700000010", "1700000130"], []),
-        (["1700000000", "1700000010", "1700086400", "1699999000"], ["n4"]),
-        (["1700000000", "1700000010", "9223372036854775807", "-9223372036854775808"], ["n4"]),
-        (["-9223372036854775808", "9223372036854775807", "9223372036854775807"], ["n1"]),
-        (["-9223372036854775808", "-9223372036854775808"], []),
+        (["1700000000", "1700000010", "1700000130"], 1_700_000_012, []),
+        (["1700000000", "1700000010", "1700086400", "1699999000"], 1_700_000_012, ["n4"]),
+        (["1700000000", "1700000010", "9223372036854775807", "-9223372036854775808"], 1_700_000_012, ["n4"]),
+        (["-9223372036854775808", "9223372036854775807", "9223372036854775807"], 1_700_000_012, ["n1"]),
+        (["-9223372036854775808", "-9223372036854775808"], 1_700_000_012, []),
         // Of two nobody can tell whether one is gone or the other's clock is ahead.
-        (["1700000000", "1700000300"], []),
-        (["1700000000"], []),
+        (["1700000000", "1700000300"], 1_700_000_300, []),
+        (["1700000000"], 1_700_000_300, []),
         // Who never said anything was never there.
-        (["1700000000", "", "1700000001"], ["n2"]), (["", ""], []),
+        (["1700000000", "", "1700000001"], 1_700_000_001, ["n2"]), (["", ""], 1_700_000_000, []),
     ]
-    @Test(arguments: signs.indices) func oneClockThatIsAheadMakesNobodyLookGone(_ index: Int) throws {
-        let (seen, leftOut) = Self.signs[index]
+    @Test(arguments: signs.indices) func whoeverIsSilentForAMinuteIsGoneAndNobodyElse(_ index: Int) throws {
+        let (seen, clock, leftOut) = Self.signs[index]
         let text = seen.enumerated().map { index, value in
             M.node(
                 index + 1, location: "a", address: "10.1.0.1\(index)",
                 more: ["endpoint": "198.51.100.\(index):51820", "last-seen": value])
         }.joined()
-        #expect(MeshTopology.notReadyForKilo(try M.inventory(text).nodes) == leftOut)
+        #expect(MeshTopology.notReadyForKilo(try M.inventory(text).nodes, clock: clock) == leftOut)
     }
 
     @Test func peersThatClaimOneAddressAreSortedOutByName() throws {

@@ -131,7 +131,12 @@ struct PlanTests {
         #expect(
             try entry(TestCluster.plan(node: "n1", inventory: inventory), "a").policies.map(\.name) == ["shop-bank"])
         inventory.pods[0].annotations = ["culvert.dev/egress-policy": "none"]
-        #expect(try entry(TestCluster.plan(node: "n1", inventory: inventory), "a").policies.isEmpty)
+        var configuration = Configuration()
+        configuration.allowNone = try NamespaceList(["default"])
+        let free = Planner.plan(
+            configuration: configuration, localFacts: LocalFacts(nodeName: "n1"), inventory: inventory,
+            attachments: Planner.adoptedAttachments(inventory: inventory, nodeName: "n1", attached: []))
+        #expect(try entry(free, "a").policies.isEmpty && entry(free, "a").refusal == "")
         inventory.pods[0].annotations = ["culvert.dev/egress-policy": "unknown"]
         #expect(try entry(TestCluster.plan(node: "n1", inventory: inventory), "a").refusal.contains("unknown"))
     }

@@ -123,7 +123,8 @@ struct PluginBadInputTests {
                 result:
                     #"{"interfaces":[{"name":"net1","sandbox":"/x"}],"ips":[{"address":"10.1.1.5/24","interface":0}]}"#
             ), 7, "no address"),
-        .input("labels are a map", Case.configuration(#""args":{"cni":{"labels":{"a":"b"}}}"#), 7, "labels"),
+        .input("labels are a map of numbers", Case.configuration(#""args":{"cni":{"labels":{"a":1}}}"#), 7, "labels"),
+        .input("labels are a text", Case.configuration(#""args":{"cni":{"labels":"a"}}"#), 7, "labels"),
         .input("label without value", Case.configuration(#""args":{"cni":{"labels":[{"key":"a"}]}}"#), 7, "labels"),
         .input(
             "annotations are a list",
@@ -187,6 +188,40 @@ struct PluginBadInputTests {
             #"{"cniVersion":"0.3.1","name":"net","socket":"/nowhere/cni.sock","capabilities":{"x":true},"dns":{}}"#)
         #expect(outcome.exitCode == 0)
         #expect(outcome.output == "")
+    }
+
+    @Test func labelsAreAListOrAMap() throws {
+        for labels in [#"[{"key":"app","value":"shop"},{"key":"b","value":""}]"#, #"{"app":"shop","b":""}"#] {
+            let stdin = Case.configuration(#""args":{"cni":{"labels":\#(labels)}}"#)
+            let read = try NetworkConfiguration(stdin: [UInt8](stdin.utf8), command: .add).labels
+            #expect(read.map(\.0) == ["app", "b"] && read.map(\.1) == ["shop", ""])
+        }
+    }
+
+    /// The ADD was refused for it; and with a DEL that is refused too the pod could never be deleted.
+    @Test(arguments: [
+        "", #""cniVersion":"9.0.0","#, #""cniVersion":1,"#, #""name":"a b","#, #""name":[],"#,
+        #""timeoutSeconds":"x","#,
+        #""timeoutSeconds":100000,"#, #""whenHelperUnavailable":"maybe","#, #""defaultPolicy":1,"#,
+        #""args":{"cni":{"labels":{"a":1}}},"#, #""args":7,"#, #""runtimeConfig":[],"#, #""prevResult":"x","#,
+        #""cni.dev/valid-attachments":"x","#,
+    ])
+    func aDELIsNeverRefusedForItsConfiguration(_ wrong: String) {
+        let outcome = Self.run(
+            ["CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_ARGS": "x"],
+            "{\(wrong)\"socket\":\"/nowhere/cni.sock\"}")
+        #expect(outcome.exitCode == 0 && outcome.output == "", "\(outcome.output)")
+    }
+
+    @Test func aSocketThatIsNoneCountsAsTheDefaultForADEL() throws {
+        for socket in ["1", #""relative""#, "\"/\(String(repeating: "x", count: 120))\""] {
+            let read = try NetworkConfiguration(stdin: [UInt8]("{\"socket\":\(socket)}".utf8), command: .del)
+            #expect(read.socket == NetworkConfiguration.defaultSocket && read.timeoutSeconds == 10)
+        }
+        let read = try NetworkConfiguration(
+            stdin: [UInt8](#"{"cniVersion":"0.4.0","name":"net","socket":"/x/s","timeoutSeconds":7}"#.utf8),
+            command: .del)
+        #expect(read.socket == "/x/s" && read.timeoutSeconds == 7 && read.name == "net" && read.version == .version040)
     }
 
     @Test func aPreviousResultGoesThroughComplete() throws {

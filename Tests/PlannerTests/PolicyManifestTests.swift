@@ -49,9 +49,29 @@ import Testing
         Case(
             spec("surprise: 1, selectors: [{}], \(all), \(gateway)"), ["spec.surprise", "not supported", "update"],
             read: (1, 1)),
+        // Several gateways, and which of them.
+        Case(spec("egressGateways: [{nodeSelector: {}}], selectors: [{}], \(all)"), [], read: (1, 1)),
+        Case(spec("egressGateways: [], \(all)"), ["spec.egressGateway", "egressGateways"]),
+        Case(spec("egressGateways: [{}], \(all)"), ["spec.egressGateways[0].nodeSelector", "missing"]),
+        Case(spec("egressGateways: [{nodeSelector: {}, later: 1}], \(all)"), ["spec.egressGateways[0].later"]),
         Case(
-            spec("egressGateways: [{nodeSelector: {}}], selectors: [{}], \(all)"), ["spec.egressGateways"], read: (1, 1)
-        ),
+            spec("egressGateways: [{nodeSelector: {}}, {nodeSelector: {}, egressIP: 1.1.1.1, interface: e}], \(all)"),
+            ["spec.egressGateways[1].egressIP", "together"]),
+        Case(spec("mode: spread, locality: prefer, failBack: true, \(all), \(gateway)"), []),
+        Case(spec("mode: both, \(all), \(gateway)"), ["spec.mode", "\"both\"", "active-standby, spread"]),
+        Case(spec("locality: near, \(all), \(gateway)"), ["spec.locality", "none, prefer, only"]),
+        Case(spec("failBack: maybe, \(all), \(gateway)"), ["spec.failBack", "true or false"]),
+        Case(spec("mode: spread, \(all), \(gateway)"), ["spec.mode"], kind: "CiliumEgressGatewayPolicy"),
+        Case(
+            spec("healthChecks: {interval: 50ms, multiplier: 5, targets: [\"192.0.2.1:443\"]}, \(all), \(gateway)"), []),
+        Case(spec("healthChecks: {interval: 2s}, \(all), \(gateway)"), []),
+        Case(spec("healthChecks: {interval: 5ms}, \(all), \(gateway)"), ["spec.healthChecks.interval", "20ms"]),
+        Case(spec("healthChecks: {interval: 100}, \(all), \(gateway)"), ["spec.healthChecks.interval"]),
+        Case(spec("healthChecks: {interval: -1s}, \(all), \(gateway)"), ["spec.healthChecks.interval", "-1s"]),
+        Case(spec("healthChecks: {multiplier: 1}, \(all), \(gateway)"), ["spec.healthChecks.multiplier", "2 and 50"]),
+        Case(spec("healthChecks: {targets: [\"x\"]}, \(all), \(gateway)"), ["spec.healthChecks.targets[0]", "\"x\""]),
+        Case(spec("healthChecks: {targets: [\"1.1.1.1:0\"]}, \(all), \(gateway)"), ["spec.healthChecks.targets[0]"]),
+        Case(spec("healthChecks: {later: 1}, \(all), \(gateway)"), ["spec.healthChecks.later"]),
         Case(spec("snat: false, \(all), \(gateway)"), ["spec.snat"], kind: "CiliumEgressGatewayPolicy"),
         Case(spec("\(all), egressGateway: {nodeSelector: {}, weight: 3}"), ["spec.egressGateway.weight"]),
         // No spec.

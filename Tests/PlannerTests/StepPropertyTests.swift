@@ -5,6 +5,7 @@ import Netlink
 import TestSupport
 import Testing
 
+@testable import Liveness
 @testable import Planner
 @testable import Reconcile
 
@@ -47,10 +48,10 @@ struct KernelModel {
             neighbours.removeAll { $0.device == name }
         case .setNextHop(let hop, let before):
             if before == nil && nextHops[hop.id] != nil { throw Refused() }
-            if let there = nextHops[hop.id], there.isGroup != hop.isGroup { throw Refused() }
+            if let there = nextHops[hop.id], there.target.kind != hop.target.kind { throw Refused() }
             switch hop.target {
             case .device(let name), .via(_, let name): if links[name] == nil && name != "eth0" { throw Refused() }
-            case .pair(let used, let named): if nextHops[used] == nil || nextHops[named] == nil { throw Refused() }
+            case .group, .pair: if hop.target.members.contains(where: { nextHops[$0] == nil }) { throw Refused() }
             case .blackhole: break
             }
             nextHops[hop.id] = hop
@@ -87,9 +88,8 @@ struct KernelModel {
     private mutating func removeNextHops(where isGone: (NextHop) -> Bool) {
         var gone = Set(nextHops.values.filter(isGone).map(\.id))
         for hop in nextHops.values {
-            if case .pair(let used, let named) = hop.target, gone.contains(used), gone.contains(named) {
-                gone.insert(hop.id)
-            }
+            let members = hop.target.members
+            if !members.isEmpty, members.allSatisfy(gone.contains) { gone.insert(hop.id) }
         }
         for id in gone { nextHops[id] = nil }
         routes.removeAll { if case .nextHop(let id) = $0.kind { gone.contains(id) } else { false } }
@@ -129,7 +129,9 @@ struct KernelModel {
         switch nextHops[id]?.target {
         case .device(let name)?: return fate(device: name, gateway: nil)
         case .via(let gateway, let name)?: return fate(device: name, gateway: gateway)
-        case .pair(let used, let named)?: return nextHops[used] == nil ? fate(of: named) : fate(of: used)
+        case .group(let member)?: return fate(of: member)
+        case .pair(let used, let named)?:
+            return nextHops[used] == nil ? named.map { fate(of: $0) } ?? .nowhere : fate(of: used)
         case .blackhole?, nil: return .nowhere
         }
     }
@@ -147,6 +149,14 @@ struct KernelModel {
         case .ipip?, .gre?, .wireguard?: return .nowhere
         case nil: return device == "eth0" ? .normal : .nowhere
         }
+    }
+
+    /// What the fail-over thread does: it sets groups that are there, and makes none.
+    mutating func move(_ hop: NextHop) {
+        guard nextHops[hop.id]?.target.kind == hop.target.kind,
+            hop.target.members.allSatisfy({ nextHops[$0] != nil })
+        else { return }
+        nextHops[hop.id] = hop
     }
 
     /// As the reconciler would see it.
@@ -183,6 +193,27 @@ struct StepPropertyTests {
             var ids = AssignedIDs()
             var memory = PlannerMemory()
             var before: (world: ChangingCluster.World, plan: Plan)?
+            var board = FailOverBoard()
+            /// Gateways come up and go down at any time, and the fail-over thread acts on it.
+            func changeHealth(_ kernel: inout KernelModel, _ board: inout FailOverBoard) {
+                guard Int.random(in: 0...2, using: &random) == 0 else { return }
+                let ends = Set(board.slots.values.flatMap { $0.candidates.map(\.end) }).sorted()
+                guard let end = ends.randomElement(using: &random) else { return }
+                let states: [GatewayHealth.State] = [.up, .down, .down, .unknown]
+                board.echoes.states[end] = states.randomElement(using: &random)!
+                if Bool.random(using: &random) { board.echoes.steady.formSymmetricDifference([end]) }
+                for move in board.decide() { kernel.move(move.hop) }
+            }
+            /// The plan as it is after what was decided since.
+            func current(_ host: HostState, _ board: FailOverBoard) -> HostState {
+                var host = host
+                host.nextHops = host.nextHops.map { board.current($0) }
+                return host
+            }
+            func current(_ step: Step, _ board: FailOverBoard) -> Step {
+                guard case .setNextHop(let hop, let before) = step.action else { return step }
+                return Step(action: .setNextHop(board.current(hop), before: before), phase: step.phase)
+            }
             let tunnelProtocol = Configuration.TunnelProtocol.allCases.randomElement(using: &random)!
             for _ in 0..<8 {
                 var world =
@@ -194,7 +225,9 @@ struct StepPropertyTests {
                     before?.world.facts.overlayAddress ?? before?.world.facts.lastOverlayAddress
                 let plan = Planner.plan(
                     configuration: world.configuration, localFacts: world.facts, inventory: world.inventory,
-                    attachments: world.attachments, previousIDs: ids, memory: &memory)
+                    attachments: world.attachments, gatewayHealth: board.health, previous: board.previous,
+                    previousIDs: ids, memory: &memory)
+                board.prepare(plan.liveness)
                 let steps = Steps(from: kernel.observed, to: plan.host).list
                 let live = world.attachments.filter { pod in
                     before?.world.attachments.contains { $0.id == pod.id } ?? false
@@ -231,12 +264,15 @@ struct StepPropertyTests {
                 }
                 // Every prefix.
                 var walked = kernel
+                let unmoved = board
                 for (place, step) in steps.enumerated() {
-                    do { try walked.apply(step.action, wanted: plan.host) } catch {
+                    do { try walked.apply(current(step, board).action, wanted: plan.host) } catch {
                         Issue.record("seed \(seed): the kernel would refuse \(step.operations)")
                     }
                     check(walked, "after step \(place): \(step.operations)")
                     prefixes += 1
+                    changeHealth(&walked, &board)
+                    check(walked, "after step \(place), \(step.operations), and a fail-over")
                 }
                 // Every single failure, where there are not too many to try all: every state on the way.
                 let failing =
@@ -244,6 +280,7 @@ struct StepPropertyTests {
                     ? Array(steps.indices) : (0..<12).map { _ in Int.random(in: steps.indices, using: &random) }
                 for bad in failing {
                     var state = kernel
+                    var board = unmoved
                     let outcome = StepRunner.run(steps) { batch in
                         var failures: [Int: any Error] = [:]
                         for (place, step) in batch.enumerated() {
@@ -251,7 +288,10 @@ struct StepPropertyTests {
                                 failures[place] = KernelModel.Refused()
                                 continue
                             }
-                            do { try state.apply(step.action, wanted: plan.host) } catch { failures[place] = error }
+                            do { try state.apply(current(step, board).action, wanted: plan.host) } catch {
+                                failures[place] = error
+                            }
+                            changeHealth(&state, &board)
                             check(state, "\(step.operations) after the failure of \(steps[bad].operations)")
                             prefixes += 1
                         }
@@ -259,16 +299,18 @@ struct StepPropertyTests {
                     }
                     #expect(!outcome.isComplete)
                     // The next convergence reaches the plan.
-                    let rest = Steps(from: state.observed, to: plan.host).list
-                    for step in rest { try? state.apply(step.action, wanted: plan.host) }
-                    let left = Steps(from: state.observed, to: plan.host).list
+                    let host = current(plan.host, board)
+                    let rest = Steps(from: state.observed, to: host).list
+                    for step in rest { try? state.apply(step.action, wanted: host) }
+                    let left = Steps(from: state.observed, to: host).list
                     #expect(
                         left.isEmpty,
                         "seed \(seed): \(left.flatMap(\.operations)) left after the failure of \(steps[bad].operations)"
                     )
                 }
                 kernel = walked
-                let left = Steps(from: kernel.observed, to: plan.host).list
+                board.settle(plan.liveness)
+                let left = Steps(from: kernel.observed, to: current(plan.host, board)).list
                 #expect(left.isEmpty, "seed \(seed): \(left.flatMap(\.operations)) left")
                 ids = plan.ids
                 // Now and then a number is free again: the kernel was as planned.

@@ -7,41 +7,22 @@ import Testing
 /// The helpers with the API (the stand-in) as their inventory, and nothing else.
 @Suite(.serialized, .enabled(if: Lab.isPossible, "needs root and CULVERT_LAB=1"))
 struct KubernetesProgramTests {
-    /// A cluster whose objects are in the API server, with exactly the verbs of install/kubernetes/rbac.yaml.
+    /// A cluster whose objects are in the API server, with exactly the verbs of install/kubernetes/base/rbac.yaml.
     final class Cluster {
         let api: APIServer
         let lab: Lab
 
         init(_ name: String) throws {
-            let directory = "/run/culvert-\(Shell.prefix)-api-\(name)"
-            Shell.run(
-                "mkdir -p \(directory) && printf 'SECRET-T1 system:serviceaccount:kube-system:culvertd\nADMIN admin system:masters\n' > \(directory)/tokens"
-            )
-            api = try APIServer(
-                name,
-                arguments:
-                    "--token-file \(directory)/tokens --rbac \(Shell.packageRoot)/install/kubernetes/rbac.yaml --bookmark-seconds 1"
-            )
-            try """
-            apiVersion: v1
-            kind: Config
-            current-context: lab
-            contexts: [{name: lab, context: {cluster: lab, user: lab}}]
-            clusters: [{name: lab, cluster: {server: "http://127.0.0.1:6443"}}]
-            users: [{name: lab, user: {token: SECRET-T1}}]
-            """.write(toFile: "\(directory)/kubeconfig", atomically: true, encoding: .utf8)
-            Shell.run(
-                "chown 65534 \(directory)/kubeconfig; chmod 600 \(directory)/kubeconfig; chmod 777 \(directory)/api.unix"
-            )
+            api = try APIServer.withRoles(name)
             lab = try Lab(
-                name, configuration: "inventory: {source: kubernetes, kubeconfig: \(directory)/kubeconfig}\n",
-                extra: ["LAB_API": "\(directory)/api.unix"])
+                name, configuration: "inventory: {source: kubernetes, kubeconfig: \(api.kubeconfig)}\n",
+                extra: ["LAB_API": "\(api.socket)"])
             // What the lab knows as files goes into the server, and the files away.
             Shell.run(
                 """
                 cd \(lab.directory)/inventory && for f in *.yaml; do
                     /usr/bin/python3 -c 'import sys, json, yaml; print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))' $f |
-                        curl -sf --unix-socket \(directory)/api.unix --data-binary @- http://localhost/_standin/apply > /dev/null
+                        curl -sf --unix-socket \(api.socket) --data-binary @- http://localhost/_standin/apply > /dev/null
                     rm $f
                 done
                 """)
@@ -106,7 +87,7 @@ struct KubernetesProgramTests {
         let counters = cluster.api.counters()
         #expect(counters.denials.isEmpty, "\(counters.denials)")
         #expect(counters.mostWatches.values.allSatisfy { $0 <= 1 })
-        #expect(Set(counters.mostWatches.keys).count == 7)
+        #expect(Set(counters.mostWatches.keys).count == 8)
         // How the pods were judged, in the status; the token nowhere.
         let lookups = cluster.status("n1")?["inventory"]?["podLookups"]
         let count = (lookups?.members ?? []).reduce(0) { $0 + ($1.value["count"]?.integer ?? 0) }
@@ -146,6 +127,55 @@ struct KubernetesProgramTests {
         #expect(cluster.api.counters().denials.isEmpty)
     }
 
+    /// Who uses the policy says which gateway is active: the one that was is dead, and says nothing any more.
+    @Test func aPolicySaysWhichGatewayIsActiveAfterAFailOver() throws {
+        let cluster = try Cluster("kf")
+        let lab = cluster.lab
+        cluster.apply(
+            yaml: """
+                apiVersion: culvert.dev/v1alpha1
+                kind: EgressPolicy
+                metadata: {name: shop}
+                spec:
+                  selectors: [{podSelector: {matchLabels: {app: shop}}}]
+                  destinationCIDRs: [0.0.0.0/0]
+                  egressGateways:
+                  - {nodeSelector: {matchLabels: {zone: z2}}, egressIP: 192.0.2.21}
+                  - {nodeSelector: {matchLabels: {zone: z3}}, egressIP: 192.0.2.31}
+                """)
+        func status() -> JSON? { cluster.api.get("/apis/culvert.dev/v1alpha1/egresspolicies/shop")?["status"] }
+        func says(_ gateways: [String], _ candidates: String) -> Bool {
+            status()?["activeGateways"]?.elements?.map { $0.string ?? "" } == gateways
+                && status()?["candidates"]?.string == candidates
+        }
+        var text: Comment { "\(status()?.text() ?? "none")" }
+        try lab.start("n1", "n2", "n3")
+        // Nobody uses it yet: the preferred candidate says that it is there.
+        #expect(lab.eventually(20) { says(["n2"], "? of 2") }, text)
+        try cluster.pod("a", on: "n1", last: 10, app: "shop")
+        #expect(lab.eventually(20) { says(["n2"], "2 of 2") }, text)
+        #expect(lab.eventually(20) { status()?["selectedPods"]?.integer == 1 }, text)
+        let since = status()?["since"]?.string
+        #expect(since?.isEmpty == false)
+        usleep(1_100_000)
+        // The gateway is dead with its helper.
+        lab.kill("n2", signal: SIGKILL)
+        lab.run(in: "r", "ip link set to-n2 down")
+        #expect(lab.eventually(20) { says(["n3"], "1 of 2") }, text)
+        #expect(status()?["since"]?.string != since && status()?["reason"]?.string == "", text)
+        #expect(status()?["selectedPods"]?.integer == 1, "it is carried on")
+        // The other one too.
+        lab.run(in: "r", "ip link set to-n3 down")
+        #expect(lab.eventually(20) { says([], "0 of 2") }, text)
+        #expect(status()?["reason"]?.string == "all its gateways are down: n2, n3", text)
+        // Nobody says anything again.
+        let writes = cluster.api.counters().requests["patch egresspolicies.culvert.dev/status"] ?? 0
+        #expect(writes <= 10, "\(writes)")
+        sleep(4)
+        #expect(cluster.api.counters().requests["patch egresspolicies.culvert.dev/status"] ?? 0 == writes)
+        #expect(cluster.api.counters().denials.isEmpty)
+    }
+
     @Test func podsThatWereThereFirstAreAdopted() throws {
         let cluster = try Cluster("kc")
         let lab = cluster.lab
@@ -164,13 +194,50 @@ struct KubernetesProgramTests {
         #expect(lab.run(in: "n1", "ip rule show").output.contains("from 10.244.1.20 lookup 47000"))
     }
 
+    /// The kubelet reports a pod's end some seconds after its DEL, and until then the API shows it running with its address.
+    @Test func aPodThatWasDeletedHereIsNotAdopted() throws {
+        let cluster = try Cluster("kg")
+        let lab = cluster.lab
+        cluster.apply(yaml: Lab.policy("shop", app: "shop"))
+        try lab.start("n1", "n3")
+        func setAddress(_ name: String, _ last: Int) {
+            cluster.api.control(
+                "apply",
+                "{\"merge\":true,\"items\":[{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{\"namespace\":\"default\",\"name\":\"\(name)\"},\"status\":{\"phase\":\"Running\",\"podIPs\":[{\"ip\":\"10.244.1.\(last)\"}]}}]}"
+            )
+        }
+        func listed() -> [String] {
+            (lab.api("n1", "/v1/attachments")?.elements ?? []).map { $0["name"]?.string ?? "" }.sorted()
+        }
+        try cluster.pod("a", on: "n1", last: 10, app: "shop")
+        setAddress("a", 10)
+        // A pod that stays, by which it is seen that the watches have brought what came before.
+        try cluster.pod("b", on: "n1", last: 11, app: "shop")
+        #expect(listed() == ["a", "b"])
+        #expect(lab.plugin("n1", "DEL", "a").status == 0)
+        #expect(listed() == ["b"])
+        cluster.makePod("c", on: "n1", app: "shop")
+        setAddress("c", 12)
+        #expect(lab.eventually { listed() == ["b", "c"] }, "c was never attached here: \(listed())")
+        // Neither is it after a restart of the helper.
+        lab.kill("n1")
+        try lab.start("n1")
+        #expect(lab.eventually { listed() == ["b", "c"] }, "\(listed())")
+        usleep(500_000)
+        #expect(listed() == ["b", "c"])
+        #expect(!lab.run(in: "n1", "ip rule show").output.contains("from 10.244.1.10 "))
+    }
+
     @Test func withoutTheServerNothingIsLost() throws {
         let cluster = try Cluster("kd")
         let lab = cluster.lab
         // A minute of the world's time. (Ten of a clock's own: KubernetesInventoryTests.)
         let seconds = 60.0
         // The nodes hear of a move at different times, which is no matter of this test: a's gateway stays.
-        cluster.apply(yaml: Lab.policy("shop", app: "shop") + Lab.policy("still", app: "still"))
+        func shop(_ zone: String) -> String {
+            Lab.policy("shop", app: "shop", zone: zone, kind: "EgressPolicy", more: "allowAnnotation: [default]")
+        }
+        cluster.apply(yaml: shop("z3") + Lab.policy("still", app: "still"))
         try lab.start("n1", "n2", "n3")
         try cluster.pod("a", on: "n1", last: 10, app: "still")
         try cluster.pod("b", on: "n1", last: 11, app: "shop")
@@ -197,6 +264,7 @@ struct KubernetesProgramTests {
             refused?.description.contains("\"code\": 11") == true
                 || refused?.description.contains("\"code\":11") == true, "\(refused?.description ?? "")")
         #expect(refused?.description.contains("cannot be judged") == true)
+        // (The policy permits it; else its labels would have to be known.)
         try lab.pod(
             "decided", on: "n1", last: 14,
             extra: cluster.arguments("decided", uid: "v").merging([
@@ -212,7 +280,7 @@ struct KubernetesProgramTests {
         #expect(lab.ctl("n1", "diff").output == "[]\n")
         #expect(lab.pings("known", "203.0.113.10"))
         // What happens meanwhile is found when it comes back.
-        cluster.apply(yaml: Lab.policy("shop", app: "shop", zone: "z2"))
+        cluster.apply(yaml: shop("z2"))
         let left = seconds - Date().timeIntervalSince(cut)
         if left > 0 { usleep(UInt32(left * 1_000_000)) }
         cluster.api.fault("{\"disconnect\":false}")
@@ -238,7 +306,7 @@ struct KubernetesProgramTests {
         cluster.apply(
             yaml:
                 "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cilium-config, namespace: kube-system}\ndata: {enable-egress-gateway: \"true\", enable-endpoint-routes: \"true\"}\n---\n"
-                + Lab.policy("here", app: "none", zone: "z1"))
+                + Lab.policy("here", app: "none", zone: "z1") + Lab.policy("idle", app: "none", zone: "z9"))
         try lab.start("n1")
         try cluster.pod("a", on: "n1", last: 10, app: "shop")
         #expect(throws: Lab.Failure.self) { try cluster.pod("b", on: "n1", last: 11, app: "bad") }
@@ -251,6 +319,8 @@ struct KubernetesProgramTests {
             lab.eventually {
                 events() == [
                     "CiliumEgressGatewayPolicy here CiliumEgressGatewayActive",
+                    // No pod uses it.
+                    "CiliumEgressGatewayPolicy idle NoGateway",
                     "CiliumEgressGatewayPolicy shop NoGateway", "Pod b EgressRefused",
                 ]
             },

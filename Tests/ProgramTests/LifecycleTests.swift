@@ -159,7 +159,7 @@ struct LifecycleTests {
     }
 
     @Test func kubernetesPodsAreKnownByUIDAndChooseByAnnotation() throws {
-        let lab = try Lab("y")
+        let lab = try Lab("y", configuration: "egress: {allowNone: [default]}")
         func pod(_ name: String, uid: String, more: String = "") -> String {
             """
             ---
@@ -170,7 +170,11 @@ struct LifecycleTests {
 
             """
         }
-        try lab.inventory("policy.yaml", Self.policy + Lab.policy("quiet", app: "nobody"))
+        try lab.inventory(
+            "policy.yaml",
+            Self.policy
+                + Lab.policy("quiet", app: "nobody", kind: "EgressPolicy", more: "allowAnnotation: [default]")
+                + Lab.policy("closed", app: "nobody", kind: "EgressPolicy", more: "allowAnnotation: [other]"))
         try lab.inventory(
             "pods.yaml",
             pod("web", uid: "u-1")
@@ -200,6 +204,22 @@ struct LifecycleTests {
         #expect(policies() == [])
         #expect(add("calm", "u-2", #""culvert.dev/egress-policy": "shop""#).status == 0)
         #expect(policies() == ["quiet"], "the Pod object's annotation wins over the runtime's copy")
+        let closed = add("web", "u-1", #""culvert.dev/egress-policy": "closed""#)
+        #expect(closed.json?["code"]?.integer == 100, "\(closed.output)")
+        #expect(closed.output.contains("does not permit it for pods of the namespace default"), "\(closed.output)")
+        // A live pod keeps what it had, and status says why.
+        #expect(policies() == ["quiet"])
+        try lab.inventory(
+            "pods.yaml",
+            pod("web", uid: "u-1")
+                + pod("calm", uid: "u-2", more: ", annotations: {culvert.dev/egress-policy: closed}"))
+        #expect(
+            lab.eventually {
+                lab.ctl("n1", "status").output.hasPrefix("DEGRADED: 1 pod goes on with what a policy said before")
+            }, "\(lab.ctl("n1", "status").output)")
+        #expect(policies() == ["quiet"])
+        try lab.inventory("pods.yaml", pod("web", uid: "u-1") + pod("calm", uid: "u-2"))
+        #expect(lab.eventually { policies() == ["shop"] }, "without the annotation the selectors decide")
         let unknown = add("web", "u-1", #""culvert.dev/egress-policy": "nowhere""#)
         #expect(unknown.status == 1)
         #expect(unknown.output.contains("names the policy \\\"nowhere\\\", which does not exist"), "\(unknown.output)")
@@ -319,6 +339,202 @@ struct LifecycleTests {
         try lab.inventory("more.yaml", Lab.policy("more", app: "more"))
         #expect(lab.eventually { lab.ctl("n1", "policies").output.contains("more") })
         #expect(!hasRule())
+    }
+
+    /// `kubectl delete --force` takes the object away at once, and its containers run on for a while.
+    @Test(arguments: ["u-1", ""])
+    func aPodWhoseObjectIsGoneKeepsWhatItsObjectSaidLast(_ uid: String) throws {
+        let lab = try Lab(uid.isEmpty ? "fn" : "fu")
+        let account = Lab.policy("account", app: "x").replacingOccurrences(
+            of: "app: x", with: "io.cilium.k8s.policy.serviceaccount: teller")
+        try lab.inventory("policy.yaml", account + Lab.policy("bank", app: "bank", destinations: "[198.51.100.0/24]"))
+        func pod(_ labels: String, account: String) throws {
+            try lab.inventory(
+                "pods.yaml",
+                """
+                apiVersion: v1
+                kind: Pod
+                metadata: {name: web, namespace: default, uid: u-1, labels: {\(labels)}}
+                spec: {nodeName: n1, serviceAccountName: \(account)}
+
+                """)
+        }
+        try pod("app: web", account: "nobody")
+        try lab.start("n1")
+        try lab.pod(
+            "a", on: "n1", last: 10,
+            extra: [
+                "LAB_CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web"
+                    + (uid.isEmpty ? "" : ";K8S_POD_UID=\(uid)")
+            ])
+        func policies() -> [String] {
+            let attachment = lab.api("n1", "/v1/attachments")?.elements?.first
+            return (attachment?["policies"]?.elements ?? []).compactMap { $0["name"]?.string }
+        }
+        #expect(policies() == [])
+        // (Nobody changes a pod's service account; a static pod of the same name may have another.)
+        try pod("app: bank", account: "teller")
+        #expect(lab.eventually { policies() == ["account", "bank"] }, "\(policies())")
+        try lab.inventory("pods.yaml", Lab.policy("more", app: "more"))
+        #expect(lab.eventually { lab.ctl("n1", "policies").output.contains("more") })
+        #expect(policies() == ["account", "bank"], "the object is gone, the pod is not")
+        lab.kill("n1")
+        try lab.start("n1")
+        #expect(policies() == ["account", "bank"], "and so for a helper that starts now")
+        let record = Shell.run("cat \(lab.directory)/n1/attachments/*").json
+        #expect(record?["serviceAccount"]?.string == "teller", "\(record?.text() ?? "none")")
+    }
+
+    /// Pods of the file inventory, each with UID `u-<name>`.
+    func pods(_ pods: (name: String, app: String, address: String)...) -> String {
+        pods.map { pod in
+            """
+            ---
+            apiVersion: v1
+            kind: Pod
+            metadata: {name: \(pod.name), namespace: default, uid: u-\(pod.name), labels: {app: \(pod.app)}}
+            spec: {nodeName: n1}
+            status: {podIP: \(pod.address)}
+
+            """
+        }.joined()
+    }
+    func arguments(_ pod: String) -> [String: String] {
+        ["LAB_CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=\(pod);K8S_POD_UID=u-\(pod)"]
+    }
+    /// Names of the policies of each pod, by name.
+    func policies(_ lab: Lab) -> [String: [String]] {
+        var result: [String: [String]] = [:]
+        for entry in lab.api("n1", "/v1/attachments")?.elements ?? [] {
+            result[entry["name"]?.string ?? ""] =
+                (entry["policies"]?.elements ?? []).compactMap { $0["name"]?.string }
+        }
+        return result
+    }
+
+    static let allow = ["LAB_PLUGIN": "\"whenHelperUnavailable\": \"allow\"", "LAB_TIMEOUT": "1"]
+
+    @Test func aPodThatStartedWithoutTheHelperHasNotTheRoutingOfWhoHadItsAddress() throws {
+        let lab = try Lab("wo")
+        try lab.inventory("policy.yaml", Self.policy + Lab.policy("bank", app: "bank", zone: "z2"))
+        try lab.inventory("pods.yaml", pods(("a", "shop", "10.244.1.10")))
+        try lab.start("n1", "n2")
+        try lab.pod("a", on: "n1", last: 10, extra: arguments("a"))
+        #expect(policies(lab) == ["a": ["shop"]])
+        lab.kill("n1")
+        // The end of pod a was not seen (its link is there still); pod b has its address, and starts without the helper.
+        try lab.inventory("pods.yaml", pods(("b", "bank", "10.244.1.10")))
+        let added = try lab.pod(
+            "b", on: "n1", last: 10, extra: Self.allow.merging(arguments("b")) { _, new in new })
+        #expect(added.errors.contains("the pod starts without Culvert"), "\(added.errors)")
+        try lab.start("n1")
+        #expect(policies(lab) == ["b": ["bank"]])
+        lab.forgetSeen()
+        #expect(lab.pings("b", "203.0.113.10"))
+        #expect(lab.seen("pings").keys.sorted() == ["10.0.0.12 > 203.0.113.10"])
+        #expect(lab.ctl("n1", "status").output.contains("its address is default/b's by now"))
+        // An ADD is newer than what the inventory says of the address.
+        try lab.pod("c", on: "n1", last: 10, extra: arguments("c"))
+        #expect(policies(lab) == ["c": []])
+    }
+
+    @Test func aPodThatAHungHelperLetStartIsAdoptedWhenItIsBack() throws {
+        let lab = try Lab("wh")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.inventory("pods.yaml", pods(("x", "other", "10.244.1.99")))
+        try lab.start("n1")
+        Shell.run("kill -STOP \(lab.pid("n1"))")
+        try lab.pod("a", on: "n1", last: 10, extra: Self.allow.merging(arguments("a")) { _, new in new })
+        Shell.run("kill -CONT \(lab.pid("n1"))")
+        #expect(lab.eventually { lab.log("n1").contains("hung up before the answer") }, "\(lab.log("n1"))")
+        #expect(policies(lab) == ["x": []])
+        // Its object says by now which address it has.
+        try lab.inventory("pods.yaml", pods(("a", "shop", "10.244.1.10")))
+        #expect(lab.eventually { policies(lab) == ["a": ["shop"]] }, "\(policies(lab))")
+        #expect(lab.run(in: "n1", "ip rule").output.contains("10.244.1.10"))
+    }
+
+    @Test func aHelperThatHangsCostsADELThreeSecondsAndServesItWhenItIsBack() throws {
+        let lab = try Lab("wr")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1")
+        try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
+        try lab.pod("b", on: "n1", last: 11, labels: "app:shop")
+        func names() -> [String] {
+            (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["containerID"]?.string }.sorted()
+        }
+        Shell.run("kill -STOP \(lab.pid("n1"))")
+        let start = Date()
+        let deletion = lab.plugin("n1", "DEL", "a", extra: ["LAB_TIMEOUT": "30"])
+        #expect(deletion.status == 0 && Date().timeIntervalSince(start) < 10, "\(deletion.output)")
+        #expect(lab.plugin("n1", "DEL", "b").status == 0)
+        let records = "\(lab.directory)/n1/deleted"
+        #expect(Shell.run("ls \(records)").output == "\(lab.prefix)-a_eth0\n\(lab.prefix)-b_eth0\n")
+        // The runtime comes again for b, which is a new attachment.
+        let answer = "\(lab.directory)/answer"
+        Shell.run(
+            "(\(Lab.script) plugin \(lab.prefix) \(lab.directory) n1 ADD b; echo status $? >> \(answer)) > /dev/null 2>&1 < /dev/null & sleep 0.5"
+        )
+        Shell.run("kill -CONT \(lab.pid("n1"))")
+        #expect(lab.eventually { Shell.run("cat \(answer)").output == "status 0\n" })
+        #expect(lab.eventually { names() == ["\(lab.prefix)-b"] && Shell.run("ls \(records)").output == "" })
+        #expect(!lab.run(in: "n1", "ip rule").output.contains("10.244.1.10"))
+        #expect(lab.run(in: "n1", "ip rule").output.contains("10.244.1.11"))
+        // A record by itself, of a plugin that was killed before it got through.
+        Shell.run("touch \(records)/\(lab.prefix)-b_eth0")
+        #expect(lab.eventually(5) { names() == [] && Shell.run("ls \(records)").output == "" }, "\(names())")
+    }
+
+    @Test func anADDWhoseAnswerNobodyTakesUndoesNoNewerOneOfTheSameContainer() throws {
+        let lab = try Lab("wa")
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1")
+        Shell.run("kill -STOP \(lab.pid("n1"))")
+        #expect(throws: Lab.Failure.self) {
+            try lab.pod("a", on: "n1", last: 10, labels: "app:shop", extra: ["LAB_TIMEOUT": "1"])
+        }
+        for _ in 0..<4 { #expect(lab.plugin("n1", "ADD", "a", extra: ["LAB_TIMEOUT": "1"]).status != 0) }
+        let answer = "\(lab.directory)/answer"
+        Shell.run(
+            "(\(Lab.script) plugin \(lab.prefix) \(lab.directory) n1 ADD a; echo status $? >> \(answer)) > /dev/null 2>&1 < /dev/null & sleep 0.5"
+        )
+        Shell.run("kill -CONT \(lab.pid("n1"))")
+        #expect(lab.eventually { Shell.run("cat \(answer)").output == "status 0\n" })
+        #expect(
+            lab.eventually { lab.log("n1").components(separatedBy: "hung up before the answer").count == 6 },
+            "\(lab.log("n1"))")
+        #expect(lab.api("n1", "/v1/attachments")?.elements?.count == 1)
+        #expect(lab.run(in: "n1", "ip rule").output.contains("10.244.1.10"))
+        #expect(lab.run(in: "a", "ip route").output.contains("mtu"))
+        #expect(lab.plugin("n1", "CHECK", "a").status == 0)
+        // A container that nobody told anything of.
+        try lab.pod("plain", on: "n1", last: 12)
+        #expect(lab.log("n1").contains("came without a Kubernetes identity and without labels"))
+        #expect(lab.ctl("n1", "status").output.contains("1 container came without a Kubernetes identity"))
+    }
+
+    @Test func adoptedPodsHaveTheDefaultPolicyOfTheLastADD() throws {
+        let lab = try Lab("wd")
+        try lab.inventory("policy.yaml", Self.policy + Lab.policy("calm", app: "nobody"))
+        try lab.inventory("pods.yaml", pods(("old", "other", "10.244.1.20"), ("older", "shop", "10.244.1.21")))
+        try lab.start("n1")
+        #expect(policies(lab) == ["old": [], "older": ["shop"]])
+        // A pod that a selector matches starts in spite of a name that does not exist; nobody is cut off by it.
+        try lab.pod(
+            "a", on: "n1", last: 10, labels: "app:shop", extra: ["LAB_PLUGIN": "\"defaultPolicy\": \"nowhere\""])
+        #expect(lab.eventually { lab.log("n1").contains("defaultPolicy names no policy") })
+        #expect(policies(lab)["old"] == [])
+        try lab.pod(
+            "b", on: "n1", last: 11, labels: "app:none", extra: ["LAB_PLUGIN": "\"defaultPolicy\": \"calm\""])
+        #expect(lab.eventually { policies(lab)["old"] == ["calm"] }, "\(policies(lab))")
+        #expect(policies(lab)["older"] == ["shop"])
+        lab.kill("n1")
+        try lab.start("n1")
+        #expect(policies(lab)["old"] == ["calm"], "\(policies(lab))")
+        // The configuration's word goes before the last ADD's.
+        try lab.restart(
+            ["n1"], configuration: "encapsulation: {protocol: \(Lab.tunnelProtocol)}\negress: {defaultPolicy: shop}")
+        #expect(policies(lab)["old"] == ["shop"], "\(policies(lab))")
     }
 
     @Test func whatTheKernelRefusedIsThereByItselfWhenTheCauseIsGone() throws {

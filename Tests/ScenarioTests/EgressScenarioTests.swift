@@ -5,10 +5,9 @@ import Testing
 
 /// One cluster per kind of routing, with everything that the scenarios need, made once.
 enum Clusters {
-    static let stack = Result { try make(.stack) }
-    static let ebpf = Result { try make(.ebpf) }
+    private static let made = Lab.Routing.both { try make($0) }
 
-    static func lab(_ routing: Lab.Routing) throws -> Lab { try (routing == .stack ? stack : ebpf).get() }
+    static func lab(_ routing: Lab.Routing) throws -> Lab { try #require(made[routing]).get() }
 
     static func make(_ routing: Lab.Routing) throws -> Lab {
         let lab = try Lab(routing == .stack ? "s" : "e", routing: routing)
@@ -83,6 +82,55 @@ struct EgressScenarioTests {
         let metadata = lab.run(in: "r", "nft list set inet cloud metadata").output
         #expect(metadata.contains("\(plainAddress(routing, pod: "10.244.1.10", node: 1)) counter"))
         #expect(!metadata.contains("10.0.0.13"))
+    }
+
+    /// The node's kernel translates Services, as with kube-proxy; under eBPF host routing Cilium does.
+    @Test func aPodWhosePolicyClaimsEverythingReachesAServiceByItsNetwork() throws {
+        // It does not depend on the protocol, and an emulated VM is slow.
+        guard Lab.tunnelProtocol == "vxlan" else { return }
+        let lab = try Clusters.lab(.stack)
+        lab.run(
+            in: "n1",
+            "nft 'add table ip proxy; add chain ip proxy services { type nat hook prerouting priority dstnat; }; add rule ip proxy services ip daddr 10.96.0.10 udp dport 53 dnat to 10.244.2.17:5353'"
+        )
+        let server = """
+            import socket
+            s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            s.bind(("10.244.2.17", 5353)); s.settimeout(60)
+            while True:
+                data, sender = s.recvfrom(100)
+                if data == b"end": break
+                s.sendto(b"answer", sender)
+            """
+        let client = """
+            import socket, sys
+            s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            s.settimeout(2); s.connect((sys.argv[1], int(sys.argv[2]))); s.send(sys.argv[3].encode())
+            if sys.argv[3] != "end": print(s.recv(100).decode())
+            """
+        try server.write(toFile: "\(lab.directory)/server.py", atomically: true, encoding: .utf8)
+        try client.write(toFile: "\(lab.directory)/client.py", atomically: true, encoding: .utf8)
+        lab.run(in: "peer", "sh -c 'timeout 90 python3 \(lab.directory)/server.py > /dev/null 2>&1 < /dev/null &'")
+        defer {
+            lab.run(in: "n2", "python3 \(lab.directory)/client.py 10.244.2.17 5353 end")
+            lab.run(in: "n1", "nft delete table ip proxy")
+            unlink("\(lab.directory)/inventory/services.yaml")
+        }
+        func asks(_ pod: String) -> String {
+            lab.run(in: pod, "python3 \(lab.directory)/client.py 10.96.0.10 53 question").output
+        }
+        #expect(lab.eventually { asks("other") == "answer\n" }, "the Service answers a pod without a policy")
+        func warns() -> Bool {
+            lab.api("n1", "/v1/status")?["warnings"]?.text().contains("Services are not known") == true
+        }
+        #expect(asks("shop") == "" && warns(), "the network is not known")
+        try lab.inventory(
+            "services.yaml",
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\nspec: {cidrs: [10.96.0.0/16]}\n"
+        )
+        #expect(lab.eventually { asks("shop") == "answer\n" })
+        #expect(!warns())
+        #expect(lab.api("n1", "/v1/status")?["serviceNetworks"]?.elements?.compactMap(\.string) == ["10.96.0.0/16"])
     }
 
     @Test(arguments: Lab.Routing.allCases)
@@ -227,6 +275,62 @@ struct EgressScenarioTests {
         #expect(lab.eventually(5) { before("inner source or header not allowed") == wrongInner + 1 })
         #expect(before("outer source is no peer") == wrongOuter + 1)
         #expect(before("wrong interface") == wrongInterface + 1)
+        #expect(lab.seen("pings") == [:])
+    }
+
+    /// A cluster that routes its pods itself, and has nothing of Cilium's: the node's own address is the tunnel's end.
+    @Test(arguments: Lab.Routing.allCases)
+    func withoutAnOverlayTheNodesAddressesCarryTheTunnels(_ routing: Lab.Routing) throws {
+        // Of the protocols that the router lets through, the one that every kernel has; so it is shown natively only.
+        guard Lab.tunnelProtocol == "vxlan" else { return }
+        let lab = try Lab(
+            routing == .stack ? "ns" : "ne", routing: routing,
+            configuration: "encapsulation: {protocol: vxlan, overlay: none}\n")
+        unlink("\(lab.directory)/inventory/cilium-config.yaml")
+        for number in 1...3 {
+            for command in [
+                "ip link del cilium_vxlan", "ip link del cilium_host", "sysctl -qw net.ipv4.conf.eth0.rp_filter=0",
+                // The pods' router.
+                "ip addr add 10.244.\(number).1/32 dev lo",
+            ] {
+                lab.run(in: "n\(number)", command)
+            }
+            // Replies come from the gateway with the world's addresses as sources: the network must take them.
+            lab.run(in: "r", "sysctl -qw net.ipv4.conf.to-n\(number).rp_filter=0")
+            for peer in 1...3 where peer != number {
+                lab.run(in: "n\(number)", "ip route replace 10.244.\(peer).0/24 via 10.0.0.1 dev eth0")
+            }
+            try lab.inventory(
+                "node-n\(number).yaml",
+                """
+                apiVersion: v1
+                kind: Node
+                metadata: {name: n\(number), labels: {kubernetes.io/hostname: n\(number), zone: z\(number)}}
+                spec: {podCIDRs: [10.244.\(number).0/24]}
+                status: {addresses: [{type: InternalIP, address: 10.0.0.1\(number)}]}
+
+                """)
+        }
+        try lab.inventory(
+            "policies.yaml",
+            Lab.policy("shop", app: "shop") + Lab.policy("bank", app: "bank", egress: "egressIP: 192.0.2.31"))
+        try lab.start("n1", "n2", "n3")
+        try lab.pod("shop", on: "n1", last: 10, labels: "app:shop")
+        try lab.pod("bank", on: "n1", last: 12, labels: "app:bank")
+        try lab.pod("gate", on: "n3", last: 15, labels: "app:shop")
+        try lab.pod("peer", on: "n2", last: 17, labels: "app:other")
+        #expect(lab.pings("shop", world) && lab.pings("bank", world) && lab.pings("gate", world))
+        #expect(lab.seen("pings") == ["10.0.0.13 > \(world)": 2, "192.0.2.31 > \(world)": 1])
+        #expect(lab.pings("shop", "10.244.2.17"), "pods keep their own routes")
+        #expect(lab.droppedByRouter() == 0)
+        func candidates() -> String { lab.api("n1", "/v1/gateways")?["slots"]?.text() ?? "" }
+        #expect(lab.eventually { candidates().contains("\"state\":\"up\"") }, "\(candidates())")
+        lab.run(in: "n3", "ip link set eth0 down")
+        #expect(
+            lab.eventually { candidates().contains("\"state\":\"down\"") },
+            "echoes tell of a dead gateway: \(candidates())")
+        lab.forgetSeen()
+        #expect(!lab.pings("shop", world))
         #expect(lab.seen("pings") == [:])
     }
 }

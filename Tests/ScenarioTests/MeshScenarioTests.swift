@@ -125,6 +125,10 @@ struct MeshScenarioTests {
             Self.transfer(lab, from: from, to: to)
             Self.transfer(lab, from: to, to: from)
         }
+        if granularity == "location" {
+            // A member's own stack reaches its gateway's WireGuard address, and the answer comes by the tunnel too.
+            #expect(lab.run(in: "n2", "ping -n -q -c 2 -W 3 10.4.0.1").status == 0)
+        }
         // What a capture on each underlay shows: VXLAN and WireGuard, nothing else, nothing in fragments.
         for router in ["ra", "rb"] {
             var counted = lab.counters(router: router)
@@ -145,6 +149,14 @@ struct MeshScenarioTests {
         #expect(Self.settles(lab) { lab.run(in: "n2", "ping -n -q -c 1 -W 3 10.2.0.14").status == 0 })
         #expect(lab.run(in: "n1", "ping -n -q -c 1 -W 3 10.4.0.2").status == 0, "the other gateway's WireGuard address")
         #expect(lab.run(in: "n2", "ping -n -q -c 1 -W 3 10.4.0.2").status == 0)
+        // A member that is no egress gateway lets nothing out for others, should a source think that it is one.
+        lab.run(in: "ra", "nft reset counters")
+        let route = "192.0.2.2 via 10.244.2.1 dev cni-culvert0 onlink"
+        #expect(lab.run(in: "n1", "ip route add \(route)").status == 0)
+        #expect(lab.run(in: "n1", "ping -n -q -c 2 -W 1 192.0.2.2").status == 1)
+        lab.run(in: "n1", "ip route del \(route)")
+        #expect(lab.counted("n2", beginningWith: "egress: not a gateway, ") == 2)
+        #expect(lab.counters(router: "ra")["foreign"] == 0)
         // A killed helper leaves the mesh as it is, and takes it over again.
         lab.kill("n1")
         #expect(lab.run(in: "n2", "ping -n -q -c 1 -W 3 10.2.0.14").status == 0)

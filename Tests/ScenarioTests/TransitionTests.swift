@@ -4,7 +4,7 @@ import Jansson
 import TestSupport
 import Testing
 
-/// Twenty pods that never stop sending, while everything about them changes. The outside host is the judge: whatever it sees
+/// Pods that never stop sending, while everything about them changes. The outside host is the judge: whatever it sees
 /// with an address that is no assigned gateway's is a leak.
 @Suite(
     .serialized,
@@ -12,16 +12,17 @@ import Testing
 struct TransitionTests {
     static let isVM = ProcessInfo.processInfo.environment["CULVERT_LAB_PROTOCOL"] != nil
     static let isWhole = ProcessInfo.processInfo.environment["CULVERT_WHOLE"] == "1"
-    static let pods = 20
-    static let rate = isVM ? 25 : 200
+    /// In an emulated VM each command takes a second, and each pod a dozen of them.
+    static let pods = isShort ? 5 : 20
+    static let rate = isShort ? 50 : isVM ? 25 : 200
     static let world = "203.0.113.10"
-    /// In an emulated VM, where each command takes a second, only what depends on the protocol most.
+    /// In an emulated VM only what depends on the protocol most.
     static let isShort = isVM && !isWhole
     /// How long a change is given, seconds.
-    static let pause = isVM ? 3.0 : 1.0
+    static let pause = isVM ? 2.0 : 1.0
 
     /// A lab with its traffic.
-    final class Traffic {
+    final class Traffic: Sendable {
         let lab: Lab
 
         init(_ routing: Lab.Routing) throws {
@@ -51,12 +52,8 @@ struct TransitionTests {
         }
 
         /// One for each kind of routing, made once. It ends with its lab.
-        nonisolated(unsafe) private static var made: [Lab.Routing: Result<Traffic, any Error>] = [:]
-        static func of(_ routing: Lab.Routing) throws -> Traffic {
-            let result = made[routing] ?? Result { try Traffic(routing) }
-            made[routing] = result
-            return try result.get()
-        }
+        private static let made = Lab.Routing.both { try Traffic($0) }
+        static func of(_ routing: Lab.Routing) throws -> Traffic { try #require(made[routing]).get() }
 
         static func policy(
             destinations: String = "[0.0.0.0/0]", zone: String = "z3", more: String = "", app: String = "shop"
@@ -111,7 +108,35 @@ struct TransitionTests {
         let n2 = "10.0.0.12"
         let n3 = "10.0.0.13"
 
-        // Policies.
+        if !Self.isShort { try refuseThePolicies(traffic) }
+        for round in 0..<(Self.isVM ? 1 : 4) {
+            try traffic.during(
+                "a second policy selects the pods, and does not any more (\(round))", allowing: [n2, n3]
+            ) {
+                try lab.inventory(
+                    "second.yaml", Lab.policy("half", app: "shop", destinations: "[203.0.113.0/24]", zone: "z2"))
+                usleep(UInt32(Self.pause * 500_000))
+                Shell.run("rm \(lab.directory)/inventory/second.yaml")
+            }
+        }
+        #expect(traffic.flows())
+        try traffic.during("the gateway moves, and back", allowing: [n2, n3]) {
+            try lab.inventory("policy.yaml", Traffic.policy(zone: "z2"))
+            usleep(UInt32(Self.pause * 1_000_000))
+            try lab.inventory("policy.yaml", Traffic.policy())
+        }
+        #expect(traffic.flows())
+        if !Self.isShort {
+            try changeDestinationsAndLabels(traffic)
+            try damageTheInventory(traffic)
+            try startWithoutAnInventory(traffic)
+        }
+        changeTheKernel(traffic)
+        if Self.isShort { try endTheHelpers(traffic) }
+    }
+
+    private func refuseThePolicies(_ traffic: Traffic) throws {
+        let lab = traffic.lab
         try traffic.during("a refused policy selects the pods too") {
             try lab.inventory("refused.yaml", Lab.policy("bad", app: "shop", zone: "z2", more: "later: {}"))
         }
@@ -130,27 +155,6 @@ struct TransitionTests {
             try lab.inventory("policy.yaml", Traffic.policy())
             Shell.run("rm \(lab.directory)/inventory/refused.yaml")
         }
-        for round in 0..<(Self.isVM ? 1 : 4) {
-            try traffic.during(
-                "a second policy selects the pods, and does not any more (\(round))", allowing: [n2, n3]
-            ) {
-                try lab.inventory(
-                    "second.yaml", Lab.policy("half", app: "shop", destinations: "[203.0.113.0/24]", zone: "z2"))
-                usleep(UInt32(Self.pause * 500_000))
-                Shell.run("rm \(lab.directory)/inventory/second.yaml")
-            }
-        }
-        #expect(traffic.flows())
-        try traffic.during("the gateway moves, and back", allowing: [n2, n3]) {
-            try lab.inventory("policy.yaml", Traffic.policy(zone: "z2"))
-            usleep(UInt32(Self.pause * 1_000_000))
-            try lab.inventory("policy.yaml", Traffic.policy())
-        }
-        #expect(traffic.flows())
-        if !Self.isShort { try changeDestinationsAndLabels(traffic) }
-        if !Self.isShort { try damageTheInventory(traffic) }
-        try startWithoutAnInventory(traffic)
-        changeTheKernel(traffic)
     }
 
     private func changeDestinationsAndLabels(_ traffic: Traffic) throws {
@@ -206,7 +210,6 @@ struct TransitionTests {
             Shell.run("mv \(lab.directory)/elsewhere \(lab.directory)/inventory")
             try lab.waitUntilReady("n1")
         }
-        if Self.isShort { return }
         try traffic.during("the helper starts while a file of the inventory is cut off") {
             lab.kill("n1")
             try lab.inventory(
@@ -276,6 +279,16 @@ struct TransitionTests {
         #expect(traffic.flows())
     }
 
+    private func endTheHelpers(_ traffic: Traffic, round: Int = 0) throws {
+        let ends = [("n1", SIGKILL), ("n3", SIGTERM), ("n1", SIGTERM), ("n3", SIGKILL)]
+        for (node, signal) in Self.isShort ? Array(ends.prefix(2)) : ends {
+            try traffic.during("helper of \(node) ended by \(signal), and started (\(round))") {
+                traffic.lab.kill(node, signal: signal)
+                try traffic.lab.start(node)
+            }
+        }
+    }
+
     @Test(arguments: Lab.Routing.allCases)
     func aHelperThatStartsOrDiesLeaksNothingAndBreaksNoConnection(_ routing: Lab.Routing) throws {
         let traffic = try Traffic.of(routing)
@@ -302,13 +315,7 @@ struct TransitionTests {
             """)
         defer { Shell.run("rm -f \(lab.directory)/noise") }
         for round in 0..<rounds {
-            let ends = [("n1", SIGKILL), ("n3", SIGTERM), ("n1", SIGTERM), ("n3", SIGKILL)]
-            for (node, signal) in Self.isShort ? Array(ends.prefix(2)) : ends {
-                try traffic.during("helper of \(node) ended by \(signal), and started (\(round))") {
-                    lab.kill(node, signal: signal)
-                    try lab.start(node)
-                }
-            }
+            try endTheHelpers(traffic, round: round)
         }
         Shell.run("rm -f \(lab.directory)/noise")
         for number in stride(from: 0, to: Self.pods, by: 4) {

@@ -37,7 +37,16 @@ RESOURCES = [Resource(*row) for row in [
     ("", "v1", "events", "Event", True, False, "ev"),
     ("", "v1", "serviceaccounts", "ServiceAccount", True, False, "sa"),
     ("events.k8s.io", "v1", "events", "Event", True, False, "ev"),
+    ("apps", "v1", "daemonsets", "DaemonSet", True, True, "ds"),
+    ("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", False, False, ""),
+    ("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", False, False, ""),
+    ("rbac.authorization.k8s.io", "v1", "roles", "Role", True, False, ""),
+    ("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding", True, False, ""),
     ("coordination.k8s.io", "v1", "leases", "Lease", True, False, ""),
+    ("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR", False, True, ""),
+    ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", False, True, ""),
+    ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding",
+     False, False, ""),
     ("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False, True, "crd"),
     ("cilium.io", "v2", "ciliumnodes", "CiliumNode", False, False, "cn"),
     ("cilium.io", "v2", "ciliumegressgatewaypolicies", "CiliumEgressGatewayPolicy", False, False, "cegp"),
@@ -69,6 +78,13 @@ def qualified(resource): return f"{resource.plural}.{resource.group}".rstrip("."
 def dump(value): return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 def now(): return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 def true(text): return text is not None and text.lower() not in ("0", "false")
+
+
+def without_nulls(value):
+    """As a custom resource's fields that are not nullable: null there is the same as nothing. (A null in a list stays.)"""
+    if isinstance(value, dict):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 class Problem(Exception):
@@ -558,6 +574,8 @@ class Store:
             obj = {**obj, "status": {"phase": "Pending"}}
         elif not bulk and resource.status and custom(resource):
             obj = {k: v for k, v in obj.items() if k != "status"}
+        if custom(resource):
+            obj = without_nulls(obj)
         with self.lock:
             if resource.namespaced and (("", namespace) not in self.tables[NAMESPACES].objects):
                 if not bulk:
@@ -610,6 +628,8 @@ class Store:
             for part in ("kind", "apiVersion"):
                 new.pop(part, None)
                 new.update({part: old[part]} if part in old else {})
+            if custom(resource):
+                new = without_nulls(new)
             validate(resource, new)
             if not owners and new != old and (owner or old["metadata"].get("managedFields")):
                 keys, owners = list_keys(resource), Owners(old)
@@ -790,6 +810,13 @@ class Store:
                 for watch in table.watches if group in (None, resource.group) else ():
                     watch.command(what)
 
+    def restart(self):
+        """What a server knows after a restart: the newest state, and nothing of what came before. A watch that goes on from
+        any version that was seen before is told 410."""
+        with self.lock:
+            self.rv += 1
+            self.forget(history=True)
+
     def forget(self, history):
         """Expires continue tokens, and history too."""
         with self.lock:
@@ -843,6 +870,10 @@ def validate(resource, obj):
                 if field == "labels" and not LABEL_VALUE.fullmatch(value):
                     refuse("metadata.labels", f'Invalid value: "{value}": a valid label must be an empty string or '
                            "consist of alphanumeric characters, '-', '_' or '.', at most 63")
+    if resource.plural == "events" and not resource.group and meta.get("namespace"):
+        about_what = (obj.get("involvedObject") or {}).get("namespace") or ""
+        if about_what != meta.get("namespace") and (about_what or meta.get("namespace") != "default"):
+            refuse("involvedObject.namespace", f'Invalid value: "{about_what}": does not match event.namespace')
     if sum(len(k.encode()) + len(v.encode()) for k, v in (meta.get("annotations") or {}).items()) > 256 << 10:
         refuse("metadata.annotations", "Too long: may not be more than 262144 bytes")
 
@@ -963,6 +994,8 @@ class Control:
       {"compact": true}                history and continue tokens are gone
       {"expireContinue": true}
       {"disconnect": BOOL}             every connection but for control is closed, as are new ones
+      {"restart": SECONDS}             every watch is reset, the history is gone, and for so long lists and watches are answered
+                                       429 "storage is (re)initializing"; a watch from before is told 410 in its stream
       {"groupOff": GROUP}, {"groupOn": GROUP}
       {"expireToken": TOKEN}, {"addToken": {"token": T, "user": U, "groups": [G]}}
       {"rbac": DOCUMENTS or null}      instead of --rbac's; null: all is allowed
@@ -971,6 +1004,7 @@ class Control:
     def __init__(self, store, access, counters):
         self.store, self.access, self.counters = store, access, counters
         self.lock, self.limited, self.off, self.connections = threading.Lock(), {}, set(), {}
+        self.initialized = 0  # time.monotonic(); until then lists and watches are refused.
         self.flags = dict.fromkeys(("stallWatches", "disconnect", "refuseSendInitialEvents", "goneAsStatus"), False)
 
     def take(self, kind, path):
@@ -998,6 +1032,10 @@ class Control:
                         shut(connection)
         elif name == "breakWatches" and value in ("reset", "truncate", "garbage", "close"):
             self.store.command(value)
+        elif name == "restart":
+            self.initialized = time.monotonic() + float(value)
+            self.store.restart()
+            self.store.command("reset")
         elif name in ("compact", "expireContinue"):
             self.store.forget(history=name == "compact")
         elif name == "groupOff":
@@ -1183,6 +1221,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.command not in methods:
             raise Problem(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
         self.key = self.namespace or "", self.name
+        if self.verb in ("list", "watch") and time.monotonic() < server.control.initialized:
+            raise Problem(429, "TooManyRequests", "storage is (re)initializing", {"Retry-After": "1"}, retryAfterSeconds=1)
         getattr(self, "serve_" + self.verb)()
 
     def parse(self, path):

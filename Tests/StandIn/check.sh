@@ -240,6 +240,23 @@ check "disconnect" "reset by peer|Empty reply" get /api/v1/nodes
 check "control while disconnected" '"disconnect": ?true' get /_standin/faults
 control faults '{"disconnect": false}' >/dev/null
 check "connected again" "NodeList" get /api/v1/nodes
+control faults '{"goneAsStatus": false}' >/dev/null
+old=$(version_of /api/v1/nodes)
+control faults '{"restart": 1}' >/dev/null
+check "restart: lists are refused at first" 'Retry-After: 1.*"reason":"TooManyRequests".*' bash -c 'get /api/v1/nodes -i | tr "\r\n" "  "'
+check "restart: and watches" '"message":"storage is \(re\)initializing"' get "/api/v1/nodes?watch=1&resourceVersion=$old"
+sleep 1
+check "restart: then a watch is told 410 in its stream" '^{"type":"ERROR","object":{"kind":"Status".*"code":410' get "/api/v1/nodes?watch=1&resourceVersion=$old"
+check "restart: a list brings everything" '"n1"' get /api/v1/nodes
+check "null in a custom resource is dropped" '"spec":{"b":\[{"c":1}\]}' get /apis/culvert.dev/v1alpha1/egresspolicies -d '{"apiVersion":"culvert.dev/v1alpha1","kind":"EgressPolicy","metadata":{"name":"nulls"},"spec":{"a":null,"b":[{"c":1,"d":null}]}}'
+event() { get /api/v1/namespaces/$1/events -d '{"metadata":{"name":"'"$2"'","namespace":"'"$1"'"},"involvedObject":{"apiVersion":"culvert.dev/v1alpha1","kind":"EgressPolicy","name":"nulls"'"$3"'},"reason":"R'"$2"'","message":"m","type":"Warning"}'; }
+export -f event
+check "an Event on what has no namespace is in default" '"code":422.*' event kube-system e0 ''
+uid=$(get /apis/culvert.dev/v1alpha1/egresspolicies/nulls | sed -E 's/.*"uid":"([^"]+)".*/\1/')
+event default e1 '' >/dev/null; event default e2 ',"uid":"'"$uid"'"' >/dev/null
+check "describe finds Events by UID" "Warning +Re2 " k describe egresspolicies nulls
+check "and no others" "^0$" bash -c 'k describe egresspolicies nulls | grep -c Re1'
+get /apis/culvert.dev/v1alpha1/egresspolicies/nulls -X DELETE >/dev/null
 check "apply and delete in bulk" '"done":1,"missing":1' bash -c 'control apply "[{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{\"name\":\"b\",\"namespace\":\"made\"},\"status\":{\"phase\":\"Running\"}}]" && control delete "[{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"namespace\":\"made\",\"name\":\"b\"},{\"apiVersion\":\"v1\",\"kind\":\"Node\",\"name\":\"none\"}]"'
 check "counters" '"userAgent":"curl/.*"list":{"nodes":[0-9]+.*"maxOpenWatches":{"nodes":1},"bytesSent":[1-9]' get /_standin/counters
 check "closed watches are not counted as open" '"openWatches":{"nodes":0}' get /_standin/counters
@@ -408,6 +425,12 @@ echo "# The definition of EgressPolicy"
 "$venv/bin/python" "$here/crd.py" >"$work/crd.out" 2>&1 || { failed=$((failed + 1)); grep -v '^ok ' "$work/crd.out"; }
 checks=$((checks + 1))
 tail -n 1 "$work/crd.out" | sed 's/^/ok    of the CRD: /'
+echo "# Admission policies"
+check "kubectl takes them" "^validatingadmissionpolicybinding.admissionregistration.k8s.io/culvertd-own-node created \(dry run\)" \
+    k apply --dry-run=client --validate=false -f "$here/../../install/kubernetes/base/admission.yaml"
+"$venv/bin/python" "$here/admission.py" >"$work/admission.out" 2>&1 || { failed=$((failed + 1)); grep -v '^ok ' "$work/admission.out"; }
+checks=$((checks + 1))
+tail -n 1 "$work/admission.out" | sed 's/^/ok    of the admission policies: /'
 check "no exception in any stand-in" "^0$" bash -c 'cat "$work"/*.log | grep -c Traceback'
 
 echo "$((checks - failed)) of $checks checks passed"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Holds install/kubernetes/crd-egresspolicies.yaml against what an API server asks of a CustomResourceDefinition
+"""Holds install/kubernetes/base/crd-egresspolicies.yaml against what an API server asks of a CustomResourceDefinition
 (Kubernetes, "Extend the Kubernetes API with CustomResourceDefinitions": structural schemas, validation rules, printer
 columns), and the policies of egresspolicies.yaml against its schema and its CEL rules. CEL is PyPI's cel-python, with
 the two functions of Kubernetes' own that the rules use. The cost that an API server estimates for a rule is not worked
 out; that everything a rule looks at has a limit is.
 """
-import ipaddress, os, sys
+import ipaddress, os, re, sys
 
 import celpy, yaml
 from celpy import celtypes
@@ -33,6 +33,9 @@ def structural(schema, path, bounded):
         yield f"{path}: {key}"
     if schema.get("x-kubernetes-preserve-unknown-fields", True) is not True:
         yield f"{path}: x-kubernetes-preserve-unknown-fields may only be true"
+    if schema.get("x-kubernetes-list-type") == "map" and not (set(schema.get("x-kubernetes-list-map-keys", [])) <= set(
+            schema["items"].get("required", [])) and schema.get("x-kubernetes-list-map-keys")):
+        yield f"{path}: a map by keys that items may lack"
     if schema.get("x-kubernetes-list-type") == "set" and schema["items"]["type"] not in ("string", "integer", "boolean"):
         yield f"{path}: a set of what is no scalar"
     for rule in schema.get("x-kubernetes-validations", []):
@@ -56,6 +59,10 @@ def structural(schema, path, bounded):
 
 
 def at(schema, json_path):
+    of_condition = re.fullmatch(r"(.*)\[\?\(@\.type=='\w+'\)\](\..*)", json_path)
+    if of_condition:
+        conditions = at(schema, of_condition[1])
+        return conditions and at(conditions["items"], of_condition[2])
     for name in json_path.strip(".").split("."):
         if name == "metadata":
             return {"type": {"creationTimestamp": "date"}.get(json_path.rsplit(".", 1)[1], "string")}
@@ -70,14 +77,28 @@ def at(schema, json_path):
 def is_ip(text):
     try: ipaddress.ip_address(str(text))
     except ValueError: return celtypes.BoolType(False)
-    return celtypes.BoolType("%" not in str(text))
+    return celtypes.BoolType("%" not in str(text) and not is_mapped(str(text)))
+
+
+def is_mapped(text):
+    """An IPv4 address in IPv6's clothes, ::ffff:10.0.0.0, which Kubernetes refuses as an address and in a network."""
+    address = ipaddress.ip_interface(text).ip
+    return address.version == 6 and address.ipv4_mapped is not None
 
 
 def is_cidr(text):
-    # As Go's netip.ParsePrefix: a length is needed, host bits are allowed.
+    # As Go's netip.ParsePrefix: a length is needed, without zeros before it; host bits are allowed.
     try: ipaddress.ip_interface(str(text))
     except ValueError: return celtypes.BoolType(False)
-    return celtypes.BoolType("/" in str(text) and str(text).rsplit("/", 1)[1].isdigit())
+    length = str(text).rsplit("/", 1)[1] if "/" in str(text) else ""
+    return celtypes.BoolType(re.fullmatch("0|[1-9][0-9]*", length) is not None and "%" not in str(text) and not is_mapped(str(text)))
+
+
+def without_nulls(value):
+    """What is left of a value: null in a field that is not nullable is the same as nothing."""
+    if isinstance(value, dict):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 environment = celpy.Environment()
@@ -101,9 +122,11 @@ def errors(schema, value, path):
         found.append(f"{path}: unsupported value {value}")
     for limit, measure, wrong in (("maxLength", len, int.__gt__), ("minLength", len, int.__lt__),
                                   ("maxItems", len, int.__gt__), ("minItems", len, int.__lt__),
-                                  ("maxProperties", len, int.__gt__), ("minimum", int, int.__lt__)):
+                                  ("maxProperties", len, int.__gt__), ("minimum", int, int.__lt__), ("maximum", int, int.__gt__)):
         if limit in schema and wrong(measure(value), schema[limit]):
             found.append(f"{path}: {limit} {schema[limit]}")
+    if kind is str and "pattern" in schema and not re.search(schema["pattern"], value, re.ASCII):
+        found.append(f"{path}: does not match {schema['pattern']}")
     if kind is dict:
         found += [f"{path}.{name}: required value" for name in schema.get("required", []) if name not in value]
         for name, inner in value.items():
@@ -123,7 +146,7 @@ def errors(schema, value, path):
 
 
 def main():
-    with open(os.path.join(here, "../../install/kubernetes/crd-egresspolicies.yaml")) as file:
+    with open(os.path.join(here, "../../install/kubernetes/base/crd-egresspolicies.yaml")) as file:
         crd = yaml.safe_load(file)
     names = crd["spec"]["names"]
     check("its name", crd["metadata"]["name"] != f"{names['plural']}.{crd['spec']['group']}" and crd["metadata"]["name"])
@@ -134,13 +157,13 @@ def main():
     columns = version["additionalPrinterColumns"]
     for column in columns:
         found = at(schema, column["jsonPath"])
-        wrong = None if found is None else {"date": "date", "integer": "integer"}.get(column["type"], found["type"]) != \
-            found["type"]
+        kind = found and ("date" if found.get("format") == "date-time" else found["type"])
+        wrong = None if found is None else {"date": "date", "integer": "integer"}.get(column["type"], kind) != kind
         check(f"column {column['name']}", "no such field" if found is None else wrong and found["type"])
     check("status is a subresource", "status" not in version["subresources"])
     with open(os.path.join(here, "egresspolicies.yaml")) as file:
         for policy in yaml.safe_load(file):
-            said = list(errors(schema, {"metadata": {"name": "p"}, "spec": policy["spec"]}, ""))
+            said = list(errors(schema, {"metadata": {"name": "p"}, "spec": without_nulls(policy["spec"])}, ""))
             wanted = policy["error"]
             problem = said if not wanted else None if any(wanted in s for s in said) else said or "is taken"
             check(f"{wanted or 'good'}: {policy['spec']}"[:140], problem)

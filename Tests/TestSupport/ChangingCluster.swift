@@ -41,6 +41,7 @@ public enum ChangingCluster {
             world.inventory.nodes[node.name] = node
         }
         for index in 0..<Int.random(in: 0...4, using: &random) {
+            // A policy of either kind, with one gateway or with several.
             var policy = TestCluster.policy(
                 "p\(index)", app: "a\(Int.random(in: 0...2, using: &random))",
                 destinations: (0..<Int.random(in: 1...3, using: &random)).map { _ in
@@ -49,7 +50,27 @@ public enum ChangingCluster {
                 exclusions: (0..<Int.random(in: 0...2, using: &random)).map { _ in blocks.randomElement(using: &random)!
                 },
                 gateway: "z\(Int.random(in: 2...6, using: &random))",
-                egress: chance(3) ? .address(IPAddress(v4: 0xC000_0200 + UInt32(index))) : .defaultAddress)
+                egress: chance(3) ? .address(IPAddress(v4: 0xC000_0200 + UInt32(index))) : .defaultAddress,
+                source: chance(2) ? .culvert : .cilium)
+            if chance(2) {
+                policy.gatewaySelector = LabelSelector(matchExpressions: [
+                    .init(
+                        key: "zone", operation: .isIn,
+                        values: (0..<3).map { _ in "z\(Int.random(in: 2...5, using: &random))" })
+                ])
+            }
+            if chance(3) {
+                policy.gatewayEntries.append(
+                    .init(
+                        LabelSelector(matchLabels: ["zone": "z\(Int.random(in: 2...5, using: &random))"]),
+                        egress: policy.egress))
+                policy.hasGatewayList = true
+            }
+            if policy.source == .culvert {
+                policy.mode = chance(2) ? .spread : .activeStandby
+                policy.failBack = chance(2) ? Bool.random(using: &random) : nil
+                if chance(6) { policy.healthChecks.targets = [HealthTarget("192.0.2.1:443")!] }
+            }
             if chance(6) {
                 policy.refusal = "spec.later is not supported"
                 policy.hasUnknownSelectors = chance(3)
@@ -118,7 +139,7 @@ public enum ChangingCluster {
                 !policy.exclusions.contains(where: { $0.contains(destination) })
             else { continue }
             isClaimed = true
-            for gateway in policy.gateways {
+            for gateway in policy.candidates.map(\.node) {
                 if let end = gateway == "n1"
                     ? world.facts.overlayAddress ?? world.inventory.nodes["n1"]?.overlayV4
                     : world.inventory.nodes[gateway]?.overlayV4

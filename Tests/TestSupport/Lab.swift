@@ -5,13 +5,28 @@ import Synchronization
 
 /// The three-node cluster of Tests/Lab/lab.sh, from Swift.
 public final class Lab: Sendable {
-    public enum Routing: String, Sendable, CaseIterable { case stack, ebpf }
+    public enum Routing: String, Sendable, CaseIterable {
+        case stack, ebpf
+
+        /// Makes something for each kind of routing, both at the same time: in an emulated VM a lab takes a minute.
+        public static func both<Made: Sendable>(
+            _ make: @Sendable (Routing) throws -> Made
+        ) -> [Routing: Result<Made, any Error>] {
+            let made = Mutex<[Routing: Result<Made, any Error>]>([:])
+            DispatchQueue.concurrentPerform(iterations: allCases.count) { index in
+                let result = Result { try make(allCases[index]) }
+                made.withLock { $0[allCases[index]] = result }
+            }
+            return made.withLock { $0 }
+        }
+    }
 
     public let prefix: String
     public let directory: String
     public let routing: Routing
     private let environment: [String: String]
-    private static let script = Shell.packageRoot + "/Tests/Lab/lab.sh"
+    /// For calls that go on in the background.
+    public static let script = Shell.packageRoot + "/Tests/Lab/lab.sh"
 
     /// The protocol that the kernel here is to show: what install/test.sh says, or vxlan, which every kernel has.
     public static let tunnelProtocol = ProcessInfo.processInfo.environment["CULVERT_LAB_PROTOCOL"] ?? "vxlan"
@@ -94,8 +109,14 @@ public final class Lab: Sendable {
             environment: environment.merging(extra) { _, new in new }, timeout: 120)
     }
 
-    /// Starts culvertd of a node and waits until it is ready.
-    public func start(_ nodes: String...) throws { for node in nodes { try check(lab("helper \(node)")) } }
+    /// Starts culvertd of these nodes, all at once, and waits until they are ready.
+    public func start(_ nodes: String...) throws { try start(nodes) }
+    private func start(_ nodes: [String]) throws {
+        try check(
+            Shell.run(
+                "pids=; for n in \(nodes.joined(separator: " ")); do \(Lab.script) helper \(prefix) \(directory) $n & pids=\"$pids $!\"; done; for p in $pids; do wait $p || exit 1; done",
+                environment: environment, timeout: 200))
+    }
     /// Starts culvertd of a node that is not to become ready, and waits only until it answers.
     public func startUnready(_ node: String) {
         _ = lab("helper \(node)", extra: ["LAB_NO_WAIT": "1"])
@@ -112,10 +133,7 @@ public final class Lab: Sendable {
     public func restart(_ nodes: [String], configuration: String) throws {
         for node in nodes where pid(node) > 1 { kill(node, signal: SIGTERM) }
         try configuration.write(toFile: "\(directory)/culvertd.yaml", atomically: true, encoding: .utf8)
-        try check(
-            Shell.run(
-                "pids=; for n in \(nodes.joined(separator: " ")); do \(Lab.script) helper \(prefix) \(directory) $n & pids=\"$pids $!\"; done; for p in $pids; do wait $p || exit 1; done",
-                environment: environment, timeout: 200))
+        try start(nodes)
     }
     /// Adds a pod with the plugin's ADD.
     ///
@@ -132,7 +150,43 @@ public final class Lab: Sendable {
     /// Runs a command in one of the lab's network namespaces.
     @discardableResult
     public func run(in namespace: String, _ command: String, timeout: Int = 60) -> CommandResult {
-        Shell.run("ip netns exec \(prefix)-\(namespace) \(command)", environment: environment, timeout: timeout)
+        Shell.run(
+            "nsenter --net=/run/netns/\(prefix)-\(namespace) \(command)", environment: environment, timeout: timeout)
+    }
+    /// A command that is still running.
+    public final class Running: Sendable {
+        private let done = DispatchSemaphore(value: 0)
+        private let result = Mutex<CommandResult?>(nil)
+        fileprivate init(_ body: @escaping @Sendable () -> CommandResult) {
+            Thread.detachNewThread { [self] in
+                let value = body()
+                result.withLock { $0 = value }
+                done.signal()
+            }
+        }
+        /// What it printed, when it has ended.
+        public func wait() -> CommandResult {
+            done.wait()
+            done.signal()
+            return result.withLock { $0 } ?? CommandResult(status: -1, output: "", errors: "")
+        }
+    }
+    /// Starts a command in one of the lab's network namespaces.
+    public func start(in namespace: String, _ command: String, timeout: Int = 60) -> Running {
+        let (prefix, environment) = (prefix, environment)
+        return Running {
+            Shell.run(
+                "nsenter --net=/run/netns/\(prefix)-\(namespace) \(command)", environment: environment, timeout: timeout
+            )
+        }
+    }
+    /// Starts a program that runs until the lab is taken down.
+    public func background(in namespace: String, _ command: String) {
+        Shell.run(
+            """
+            (exec nsenter --net=/run/netns/\(prefix)-\(namespace) \(command) > /dev/null 2>&1 < /dev/null) &
+            echo $! > \(directory)/background-\(UUID().uuidString).pid
+            """)
     }
     public func plugin(_ node: String, _ command: String, _ pod: String, extra: [String: String] = [:]) -> CommandResult
     {
@@ -193,6 +247,13 @@ public final class Lab: Sendable {
     public func counted(_ node: String, _ comment: String) -> Int {
         let rules = api(node, "/v1/status")?["firewall"]?.elements ?? []
         return Int(rules.first { $0["rule"]?.string == comment }?["packets"]?.integer ?? -1)
+    }
+
+    /// The packets of all counted rules whose comment begins like this.
+    public func counted(_ node: String, beginningWith beginning: String) -> Int {
+        (api(node, "/v1/status")?["firewall"]?.elements ?? []).filter {
+            $0["rule"]?.string?.hasPrefix(beginning) == true
+        }.reduce(0) { $0 + Int($1["packets"]?.integer ?? 0) }
     }
 
     /// Waits until `condition` holds.

@@ -11,12 +11,18 @@ import Reconcile
 /// ADD: from a request to routing that is in place.
 extension NodeAgent {
     /// Programs the pod's routing, and answers only when all of it is in place and on disk.
-    func add(_ request: HelperRequest, _ pod: PodNetwork) throws(CNIError) -> [CNIResult.AddedRoute] {
+    ///
+    /// - Parameter call: by which it is undone, should nobody take the answer.
+    func add(
+        _ request: HelperRequest, _ pod: PodNetwork, call: UInt64
+    ) throws(CNIError) -> [CNIResult.AddedRoute] {
         var addresses: [IPNetwork] = []
         for text in request.addresses {
             guard let address = IPNetwork(text).flatMap({ _ in IPAddress(String(text.split(separator: "/")[0])) })
             else {
-                throw CNIError(.invalidConfiguration, "prevResult has the address \"\(text)\", which is none")
+                throw CNIError(
+                    .invalidConfiguration,
+                    "prevResult has \"\(text)\" where an IP address belongs; correct the plugin before culvert")
             }
             addresses.append(IPNetwork(host: address))
         }
@@ -36,15 +42,20 @@ extension NodeAgent {
             containerID: request.containerID, interfaceName: request.interfaceName, network: request.network,
             podNamespace: request.podNamespace, podName: request.podName, podUID: request.podUID,
             addresses: addresses,
-            labels: known?.labelsForLater ?? Dictionary(request.labels, uniquingKeysWith: { _, last in last }),
+            labels: known?.labels ?? Dictionary(request.labels, uniquingKeysWith: { _, last in last }),
             annotations: Dictionary(request.annotations, uniquingKeysWith: { _, last in last }),
             defaultPolicy: request.defaultPolicy)
+        attachment.serviceAccount = known?.serviceAccount ?? ""
+        if let known { attachment.takeAnnotation(of: known) }
+        attachment.formerOwners = Planner.formerOwners(of: addresses, inventory: inventory) { request.isOf($0) }
         if interface.kind == "veth" || interface.kind == "netkit", interface.isInOtherNamespace {
             attachment.hostIndex = interface.peerIndex
             attachment.hostName = hostName(of: interface.peerIndex)
             if attachment.hostName.isEmpty { attachment.hostIndex = 0 }
         }
 
+        // A DEL that is not served yet is of an earlier attachment of this container, and must not end this one.
+        drainDeletions(of: attachment.id)
         let before = attachments
         for old in attachments.values
         where old.id != attachment.id && old.addresses.contains(where: addresses.contains) {
@@ -52,12 +63,21 @@ extension NodeAgent {
                 "its address has a new owner: attachment ended",
                 metadata: ["attachment": "\(old.id)", "by": "\(attachment.id)"])
             attachments[old.id] = nil
+            if old.podUID != attachment.podUID { forgetPod(of: old) }
+        }
+        if known == nil, request.labels.isEmpty, let old = before[attachment.id], old.podUID == attachment.podUID {
+            (attachment.labels, attachment.serviceAccount) = (old.labels, old.serviceAccount)
         }
         // A repeated ADD of a live pod keeps what the pod has, should a policy be refused by now.
         attachment.assignment = before[attachment.id]?.assignment
+        attachment.grantedAnnotation = before[attachment.id].map(\.grantedAnnotation) ?? ""
         attachments[attachment.id] = attachment
-        endedPods[attachment.podUID] = nil
+        // A new sandbox of the same pod. The API may still show an address of the one before it.
+        endedPods.takeBack(attachment.podUID, addresses.map(\.address))
         func undo() {
+            for old in before.values where attachments[old.id] == nil {
+                endedPods.takeBack(old.podUID, old.addresses.map(\.address))
+            }
             attachments = before
             converge("an ADD was undone")
         }
@@ -79,13 +99,16 @@ extension NodeAgent {
                 throw NetlinkError(operation: "routing of \(attachment.displayName)", code: EIO, kernelMessage: problem)
             }
             attachment.assignment = entry.assigned
+            attachment.grantedAnnotation = entry.grantedAnnotation
             let routes = try pod.setRoutes(
                 entry.podRoutes.map { ($0.destination, $0.mtu) }, interface: interface.index)
             for route in routes { attachment.podRoutes[route.destination] = route.mtu }
             attachments[attachment.id] = attachment
             try store.save(attachment)
             for id in before.keys where attachments[id] == nil { store.remove(id) }
-            replaced[attachment.id] = before[attachment.id]
+            servedADDs.note(attachment.id, call: call, before: before[attachment.id])
+            warnOfNobody(attachment, entry)
+            learnDefaultPolicy(request.defaultPolicy)
             return routes.map {
                 CNIResult.AddedRoute(
                     destination: $0.destination.description, gateway: $0.gateway?.description ?? "", mtu: Int64($0.mtu))
@@ -123,7 +146,11 @@ extension NodeAgent {
     func identify(_ request: HelperRequest) async throws(CNIError) {
         let pod = PodReference(
             namespace: request.podNamespace, name: request.podName, uid: request.podUID,
-            isDecided: request.annotations.contains { $0.0 == Planner.policyAnnotation },
+            isDecided: request.annotations.last { $0.0 == Planner.policyAnnotation }.map {
+                Planner.isDecided(
+                    annotation: $0.1, namespace: request.podNamespace, configuration: settings.configuration,
+                    inventory: inventory)
+            } ?? false,
             deadline: .now + .milliseconds(request.timeoutMilliseconds))
         let lookup: PodLookup
         do { lookup = try await source.identify(pod) } catch {
@@ -136,17 +163,31 @@ extension NodeAgent {
         }
     }
 
-    /// Undoes an ADD whose answer nobody took.
-    public func abort(_ request: HelperRequest) {
-        logger.notice(
-            "the plugin hung up before the answer: ADD undone", metadata: ["container": "\(request.containerID)"])
+    /// Undoes an ADD whose answer nobody took, and no other one of the same container.
+    public func abort(_ request: HelperRequest, call: UInt64) {
         let id = "\(request.containerID)_\(request.interfaceName)"
-        guard let before = replaced[id] else { return delete(request) }
-        // A live pod whose ADD came once more goes on with what it had.
-        replaced[id] = nil
-        attachments[id] = before
-        do { try store.save(before) } catch { logger.error("\(error)") }
-        converge("an ADD was undone")
+        logger.notice("the plugin hung up before the answer: ADD undone", metadata: ["container": "\(id)"])
+        switch servedADDs.undo(id, call: call) {
+        case .nothing: return
+        case .end:
+            guard let attachment = attachments[id] else { return }
+            // With whenHelperUnavailable "allow" the pod goes on without this ADD, and is adopted.
+            end(id, podIsOver: false)
+            convergeAfterEnd([attachment])
+        case .restore(let before):
+            // A live pod whose ADD came once more goes on with what it had.
+            attachments[id] = before
+            do { try store.save(before) } catch { logger.error("\(error)") }
+            converge("an ADD was undone")
+        }
+    }
+
+    /// A container that nobody told anything of is selected by nobody, which its owner may not know.
+    private func warnOfNobody(_ attachment: Attachment, _ entry: AttachmentPlan) {
+        guard attachment.isUnknown, entry.policies.isEmpty, !plan.policies.isEmpty else { return }
+        logger.warning(
+            "the container came without a Kubernetes identity and without labels, so no policy can select it",
+            metadata: ["container": "\(attachment.containerID)", "remedy": "\(Planner.labelsRemedy)"])
     }
 
     private func hostName(of index: Int32) -> String {

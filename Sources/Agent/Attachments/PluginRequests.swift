@@ -9,7 +9,9 @@ import Planner
 /// What the plugin asks, verb by verb.
 extension NodeAgent {
     /// Serves one request. `descriptor` is the pod's netlink socket, already checked, or -1; it is closed here.
-    public func serve(_ request: HelperRequest, descriptor: Int32) async -> HelperResponse {
+    ///
+    /// - Parameter call: tells this call from all others (`abort`).
+    public func serve(_ request: HelperRequest, descriptor: Int32, call: UInt64) async -> HelperResponse {
         let pod: PodNetwork?
         do { pod = descriptor >= 0 ? try PodNetwork(adopting: descriptor) : nil } catch {
             return .failed(CNIError(.datapathFailure, "\(error)"))
@@ -20,7 +22,8 @@ extension NodeAgent {
                 guard let pod else { throw CNIError(.requestRefused, "ADD came without the pod's netlink socket") }
                 try await waitForInventory(request)
                 try await identify(request)
-                do throws(CNIError) { return .done(routes: try add(request, pod)) } catch {
+                await waitUntilForgotten(request)
+                do throws(CNIError) { return .done(routes: try add(request, pod, call: call)) } catch {
                     if error.code == CNIError.Code.policyRefused.rawValue { record(error, request) }
                     throw error
                 }
@@ -50,8 +53,8 @@ extension NodeAgent {
         let event = ObjectEvent(
             .pod(namespace: request.podNamespace, name: request.podName, uid: request.podUID),
             reason: "EgressRefused", message: error.message)
-        let source = source
-        Task { await source.record(event) }
+        let publisher = publisher
+        Task { await publisher.record(event) }
     }
 
     /// STATUS fails only where an ADD would fail now.

@@ -16,6 +16,7 @@
 #include <linux/if_link.h>
 #include <linux/if_tunnel.h>
 #include <linux/neighbour.h>
+#include <linux/netconf.h>
 #include <linux/netlink.h>
 #include <linux/nexthop.h>
 #include <linux/rtnetlink.h>
@@ -96,15 +97,75 @@ int culvert_start_thread(void *(*body)(void *), void *argument, unsigned stack_k
 /// Takes an exclusive lock on `path` (flock(2)), which is made where it is missing, for as long as the descriptor is open.
 /// The descriptor, or negative errno; `-EWOULDBLOCK`: somebody else has the lock.
 int culvert_lock_file(const char *path);
+/// The same for a directory, in which nothing is made.
+int culvert_lock_directory(const char *path);
+/// Exchanges two files of one file system in one step (renameat2(2), RENAME_EXCHANGE). 0 or negative errno; `-EINVAL`: the
+/// file system cannot.
+int culvert_exchange_files(const char *a, const char *b);
 
 /// `NLA_F_NESTED`, NLM flags and RTNH flags that are not plain integers to Swift.
 uint32_t culvert_rtnh_onlink(void);
 
+/// Where `part` begins in `bytes`, from 0; -1: nowhere.
+ssize_t culvert_find(const void *bytes, size_t length, const void *part, size_t part_length);
+
 /// The program's argument `index`, or NULL. Embedded Swift has no `CommandLine`.
 const char *culvert_argument(int index);
+
+/// Writes a file `name` into a directory that others may write to: beside its place, and then renamed, so that nobody reads
+/// half of it. No link is followed, neither as the directory nor in it, and nothing is opened that was there before. The
+/// file's mode is `mode`. Negative errno on failure; -ENOENT: there is no such directory.
+int culvert_write_record(const char *directory, const char *name, const void *bytes, size_t length, mode_t mode);
 
 /// An inotify descriptor for everything that changes a directory's files. Negative errno on failure.
 int culvert_watch_directory(const char *path);
 /// Bytes in use on the heap (mallinfo2(3)), for benchmarks.
 long culvert_heap_bytes(void);
 
+
+/// One echo to be sent, or one that has come back.
+struct culvert_echo {
+    uint8_t bytes[64];
+    uint32_t length;
+    /// Sent: the mark. Received: unused.
+    uint32_t mark;
+    /// Received: IPv4 source address and port, host order.
+    uint32_t source;
+    uint16_t port;
+    /// Received: the IP header's time to live; 0 where it is not known.
+    uint8_t ttl;
+    /// Received: when the kernel had it, nanoseconds of CLOCK_REALTIME; 0 where it is not known.
+    int64_t received;
+};
+
+/// A UDP socket that sends with a source address that no interface has (IP_TRANSPARENT) and TTL 255, bound to it. Addresses in
+/// host order. The descriptor, or negative errno.
+int culvert_echo_sender(uint32_t source, uint16_t port);
+/// A UDP socket, bound, that tells receive times and TTLs. Of what comes in it takes only datagrams of `size` bytes with the
+/// 32-bit words `magic` at 0 and `word` at 16, in network order: the kernel drops all others before they take room in the queue.
+/// The descriptor, or negative errno.
+int culvert_echo_receiver(uint32_t address, uint16_t port, uint32_t size, uint32_t magic, uint32_t word);
+/// How many datagrams the kernel has dropped that were meant for a socket: filtered, or without room for them (SO_MEMINFO).
+uint32_t culvert_dropped(int socket);
+/// Sends echoes to one address, each with its own mark, in one call of the kernel where that takes them all. How many were
+/// sent, or negative errno where not one was.
+int culvert_echo_send(int socket, uint32_t address, uint16_t port, const struct culvert_echo *echoes, int count);
+/// Takes what has come in, without waiting. How many, 0 where there are none, or negative errno.
+int culvert_echo_receive(int socket, struct culvert_echo *echoes, int capacity);
+/// Nanoseconds of CLOCK_MONOTONIC and CLOCK_REALTIME.
+int64_t culvert_monotonic_nanoseconds(void);
+int64_t culvert_realtime_nanoseconds(void);
+/// An eventfd, and waiting for it until a time of CLOCK_MONOTONIC. 1: it was signalled (and is reset), 0: the time has come.
+int culvert_wakeup_make(void);
+void culvert_wakeup_signal(int wakeup);
+int culvert_wakeup_wait(int wakeup, int64_t until);
+/// Begins a TCP connection from an address; `device` is bound to unless it is empty. The descriptor, or negative errno.
+int culvert_tcp_begin(uint32_t source, uint32_t address, uint16_t port, const char *device);
+/// Waits for a connection that was begun, at most until a time of CLOCK_MONOTONIC, and closes it. 1: the other side has
+/// answered (also with a refusal), 0: it has not.
+int culvert_tcp_finish(int socket, int64_t until);
+/// Drops what one of these ports has caused before it gets into a netlink socket's queue (SO_ATTACH_FILTER). At most 8. 0 or
+/// negative errno.
+int culvert_netlink_ignore(int socket, const uint32_t *ports, int count);
+/// Makes room for so many bytes of what comes in (SO_RCVBUFFORCE). 0 or negative errno.
+int culvert_receive_room(int socket, int bytes);

@@ -1,0 +1,69 @@
+import Firewall
+import Logging
+import Model
+import Netlink
+import Planner
+
+/// Lets connection tracking, and the firewall's own sets of flows, forget what is over: connections of a pod address whose pod is gone, so that the next pod with that
+/// address does not go on with them; and at a gateway those that are translated to an address that is not a policy's any more.
+///
+/// Not on the main path: a node may have hundreds of thousands of connections, and no ADD waits for that but one for an
+/// address that is being forgotten.
+actor ConnectionFlush {
+    nonisolated let executor: KernelThread
+    nonisolated var unownedExecutor: UnownedSerialExecutor { executor.asUnownedSerialExecutor() }
+    private let logger: Logger
+    private var tracking: ConnectionTracking?
+    private let firewall: FirewallSocket
+    /// With which the firewall's notifications name this one's transactions.
+    nonisolated let firewallPort: UInt32
+    private var lastProblem = ""
+
+    /// - Parameter thread: where it is done.
+    /// - Throws: where a netlink socket cannot be had.
+    init(on thread: KernelThread, logger: Logger) throws {
+        executor = thread
+        firewall = try FirewallSocket()
+        firewallPort = firewall.port
+        self.logger = logger
+    }
+
+    /// Forgets all connections of these pod addresses, and returns when that is done.
+    func forget(of addresses: Set<IPAddress>) {
+        let count = run { try $0.forget(of: addresses) + firewall.forget(flowsOf: addresses, in: Planner.flowSets) }
+        if count > 0 {
+            logger.debug("connections of a pod that is gone were forgotten", metadata: ["connections": "\(count)"])
+        }
+    }
+
+    /// Forgets connections through this gateway that are translated to another address than their policy's.
+    func forget(notTranslatedAs translations: [UInt16: IPAddress]) {
+        let count = run { try $0.forget(notTranslatedAs: translations) }
+        if count > 0 {
+            logger.notice(
+                "an egress address has changed: connections with the old one were forgotten",
+                metadata: ["connections": "\(count)"])
+        }
+    }
+
+    /// - Returns: how many connections were forgotten; 0 after a failure, which is told once.
+    private func run(_ body: (ConnectionTracking) throws -> Int) -> Int {
+        do {
+            let open = try tracking ?? ConnectionTracking()
+            tracking = open
+            let count = try body(open)
+            lastProblem = ""
+            return count
+        } catch {
+            tracking = nil
+            let problem = "\(error)"
+            if problem != lastProblem {
+                logger.warning(
+                    "connection tracking cannot be told to forget connections that are over (modprobe nf_conntrack_netlink)",
+                    metadata: ["error": "\(problem)"])
+            }
+            lastProblem = problem
+            return 0
+        }
+    }
+}

@@ -1,0 +1,48 @@
+import ArgumentParser
+import AsyncHTTPClient
+import Foundation
+import NIOCore
+
+/// Asks the helper whether it is ready: for a kubelet's probes, and for scripts that wait. Unlike `status` it prints one
+/// line and has no opinion about policies.
+struct ReadyCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "ready",
+        abstract: "Exit 0 when the helper takes new pods, else 1.",
+        discussion: """
+            Prints the helper's answer in one line. With --live only whether the helper answers at all counts.
+
+            Example, which waits for the helper:
+              until culvertctl ready; do sleep 1; done
+            """)
+
+    @Option(help: "Run directory of the helper, where api.sock is.") var runDir = "/run/culvert"
+    @Flag(help: "Exit 0 as soon as the helper answers, ready or not.") var live = false
+    @Option(help: "Seconds to wait for the answer.") var timeout = 4
+
+    func validate() throws {
+        guard (1...60).contains(timeout) else { throw ValidationError("--timeout must be a number from 1 to 60") }
+    }
+
+    func run() async throws {
+        let socket = runDir + "/api.sock"
+        guard let url = URL(httpURLWithSocketPath: socket, uri: live ? "/healthz" : "/readyz") else {
+            throw ValidationError("\(socket) is no path of a socket")
+        }
+        let client = HTTPClient(eventLoopGroupProvider: .singleton)
+        let answer: (isReady: Bool, line: String)
+        do {
+            let response = try await client.execute(
+                HTTPClientRequest(url: url.absoluteString), timeout: .seconds(Int64(timeout)))
+            let body = try await response.body.collect(upTo: 64 * 1024)
+            answer = (response.status == .ok, String(buffer: body).trimmingCharacters(in: .newlines))
+        } catch {
+            try? await client.shutdown()
+            throw Failure(
+                "culvertd cannot be reached at \(socket): is it running, and may this user open the socket? (\(error))")
+        }
+        try? await client.shutdown()
+        print(answer.line)
+        if !answer.isReady { throw ExitCode(1) }
+    }
+}

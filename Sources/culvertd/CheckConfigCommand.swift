@@ -1,0 +1,37 @@
+import ArgumentParser
+import CLinux
+import Foundation
+import Inventory
+
+struct CheckConfig: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "check-config",
+        abstract: "Say everything that is wrong with a configuration file. Exit code 1 when something is.",
+        discussion: """
+            Example: culvertd check-config --config new.yaml && cp new.yaml /etc/culvert/culvertd.yaml
+            """)
+
+    @Option(help: "Configuration file.") var config = "/etc/culvert/culvertd.yaml"
+
+    func run() throws {
+        guard let data = FileManager.default.contents(atPath: config) else {
+            var reason = "it is not a regular file"
+            let file = open(config, O_RDONLY | O_CLOEXEC)
+            if file < 0 { reason = String(cString: strerror(culvert_errno())) } else { close(file) }
+            throw fail(["\(config): cannot be read: \(reason)"])
+        }
+        guard let text = String(data: data, encoding: .utf8) else { throw fail(["\(config): is not UTF-8"]) }
+        let problems = HelperConfiguration.problems(text: text)
+        guard problems.isEmpty else {
+            throw fail(
+                problems.map { "\(config): \($0)" }
+                    + ["\(config): \(problems.count == 1 ? "1 error" : "\(problems.count) errors")"])
+        }
+        print("\(config): valid")
+    }
+
+    private func fail(_ lines: [String]) -> ExitCode {
+        FileHandle.standardError.write(Data(lines.map { $0 + "\n" }.joined().utf8))
+        return ExitCode(1)
+    }
+}

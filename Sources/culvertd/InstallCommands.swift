@@ -1,0 +1,306 @@
+import ArgumentParser
+import CLinux
+import Foundation
+import Installer
+import Inventory
+import Logging
+import Synchronization
+
+/// Where a container runtime looks, as both commands need it.
+struct RuntimeDirectories: ParsableArguments {
+    @Option(help: "Directory of the runtime's network configurations.") var confDir = "/etc/cni/net.d"
+    @Option(help: "Directory of the runtime's plugins.") var binDir = "/opt/cni/bin"
+}
+
+struct Install: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Put the plugin onto this node and into the chain of a network, and keep it there.",
+        discussion: """
+            Copies the plugin into the runtime's plugin directory, makes the helper's directories, and chains the plugin \
+            by the first of these that the node allows: an entry that Cilium writes itself; a list of our own before the \
+            network's file; a drop-in (libcni 1.3); an entry in the network's file. Then it keeps watch until SIGTERM; \
+            with --once it ends as soon as the plugin is chained. It runs as uid 0 with the helper's group and needs no \
+            capability.
+
+            Examples:
+              culvertd install --chain-after cilium    (keeps watch)
+              culvertd install --once --chain-by in-place
+            """)
+
+    @OptionGroup var directories: RuntimeDirectories
+    @Option(help: "Chain after this network. (default: the network whose file the runtime takes first)")
+    var chainAfter: String?
+    @Option(help: "own-list, drop-in or in-place. (default: the first one that the node allows)")
+    var chainBy: ChainMethod?
+    @Flag(help: "End when the plugin is chained, instead of keeping watch.") var once = false
+    @Option(help: "The plugin's program. (default: culvert, beside this program)") var plugin: String?
+    @Option(help: "Directory of the helper's sockets.") var runDir = "/run/culvert"
+    @Option(help: "Directory of what outlives a reboot.") var stateDir = "/var/lib/culvert"
+    @Option(
+        help:
+            "The helper's group, by name or number. (default: the group that this program runs as; for root's, culvert, where that exists)"
+    )
+    var group: String?
+    @Option(
+        help: "The container runtime's program, which says whether it reads drop-ins. (default: the usual places)")
+    var runtime: String?
+    @Option(help: "refuse or allow: what the plugin does while the helper cannot be reached.")
+    var whenHelperUnavailable = "refuse"
+    @Option(help: "Give up when the plugin was taken out of the chain so many times in a row.") var giveUpAfter = 10
+
+    func validate() throws {
+        if let plugin, !plugin.hasPrefix("/") { throw ValidationError("--plugin must be an absolute path") }
+        guard runDir.hasPrefix("/"), runDir.utf8.count <= 90 else {
+            throw ValidationError("--run-dir must be an absolute path of at most 90 characters: it has a socket in it")
+        }
+        guard ["refuse", "allow"].contains(whenHelperUnavailable) else {
+            throw ValidationError("--when-helper-unavailable must be refuse or allow")
+        }
+        guard (1...1000).contains(giveUpAfter) else {
+            throw ValidationError("--give-up-after must be a number from 1 to 1000")
+        }
+    }
+
+    func run() throws {
+        let logger = InstallLog.start()
+        StopSignals.listen()
+        do {
+            let notes = try SharedDirectories.make(
+                runDirectory: runDir, stateDirectory: stateDir, group: try helperGroup())
+            for note in notes { logger.warning("\(note)") }
+            let file = PluginFile(directory: directories.binDir)
+            let source = plugin ?? InstallLog.besideThisProgram(PluginEntry.type)
+            if try file.install(from: source) == .written { logger.info("copied the plugin to \(file.path)") }
+            guard let folder = try open(logger) else { return }
+            let watch = ChainWatch(
+                folder: folder,
+                wishes: ChainWishes(
+                    entry: PluginEntry(
+                        socket: runDir + "/cni.sock", allowsWithoutHelper: whenHelperUnavailable == "allow"),
+                    network: chainAfter, method: chainBy,
+                    readsDropIns: RuntimeLibrary.readsDropIns(program: runtime)),
+                losses: ChainLosses(most: giveUpAfter),
+                report: { report in
+                    switch report {
+                    case .info(let text): logger.info("\(text)")
+                    case .warning(let text): logger.warning("\(text)")
+                    }
+                })
+            try keep(watch, file, source, logger)
+        } catch let error as ExitCode { throw error } catch {
+            logger.critical("\(error)")
+            throw ExitCode(1)
+        }
+    }
+
+    private func helperGroup() throws -> gid_t {
+        guard let group else {
+            let own = getegid()
+            return own == 0 ? getgrnam("culvert")?.pointee.gr_gid ?? own : own
+        }
+        if let number = gid_t(group) { return number }
+        guard let entry = getgrnam(group) else {
+            throw InstallationFailure("the group \(group) does not exist: groupadd -r \(group)")
+        }
+        return entry.pointee.gr_gid
+    }
+
+    /// The directory, once it is there and no other installer works on it. nil: a signal ended the wait.
+    private func open(_ logger: Logger) throws -> ConfigurationFolder? {
+        let path = directories.confDir
+        var isSaid = false
+        let begin = ContinuousClock.now
+        while true {
+            if access(path, F_OK) != 0 {
+                if once {
+                    throw InstallationFailure(
+                        "\(path) does not exist: start the network's own program (Cilium) first, or name the directory with --conf-dir"
+                    )
+                }
+                if !isSaid { logger.info("waiting: \(path) does not exist yet") }
+            } else if let folder = try ConfigurationFolder(path) {
+                return folder
+            } else {
+                if once && ContinuousClock.now - begin > .seconds(5) {
+                    throw InstallationFailure("another culvertd install keeps watch over \(path): stop it first")
+                }
+                if !isSaid { logger.info("waiting: another culvertd install is at work in \(path)") }
+            }
+            isSaid = true
+            if StopSignals.wait(milliseconds: 500) { return nil }
+        }
+    }
+
+    /// How long a chain must stand before `--once` believes it: a writer that takes it away does so within milliseconds.
+    private static let settling = Duration.seconds(1)
+    /// How long `--once` waits for a file that cannot be used, because somebody is writing it.
+    private static let patience = Duration.seconds(2)
+
+    private func keep(_ watch: ChainWatch, _ file: PluginFile, _ source: String, _ logger: Logger) throws {
+        var watch = watch
+        let begin = ContinuousClock.now
+        var chainedSince: ContinuousClock.Instant?
+        var events = DirectoryWatch(directories.confDir)
+        while !StopSignals.isSet {
+            if events?.isWatching(directories.confDir) != true { events = DirectoryWatch(directories.confDir) }
+            let now = ContinuousClock.now
+            let elapsed = (now - begin) / .seconds(1)
+            var pause: Int32 = 2000
+            switch watch.step(now: elapsed) {
+            case .chained:
+                chainedSince = chainedSince ?? now
+                if once {
+                    if let since = chainedSince, now - since >= Install.settling { return }
+                    pause = 50
+                }
+            case .waiting(let reason):
+                chainedSince = nil
+                if once {
+                    guard now - begin < Install.patience else {
+                        throw InstallationFailure(
+                            "\(reason) in \(directories.confDir); start the network's own program (Cilium) first, or leave --once out"
+                        )
+                    }
+                    pause = 50
+                }
+            case .resting(let seconds):
+                chainedSince = nil
+                // Events of the opponent do not shorten the pause.
+                if StopSignals.wait(milliseconds: Int32(min(seconds, 60) * 1000) + 1) { return }
+                continue
+            case .overtaken:
+                chainedSince = nil
+                pause = 1
+            case .failed(let reason): throw InstallationFailure(reason)
+            }
+            // Somebody who empties the plugin directory, as an upgrade of the runtime may, leaves a chain that fails.
+            if access(file.path, F_OK) != 0, try file.install(from: source) == .written {
+                logger.warning("\(file.path) was gone, and is there again")
+            }
+            if let events {
+                _ = events.wait(milliseconds: pause)
+            } else if StopSignals.wait(milliseconds: pause) {
+                return
+            }
+        }
+        logger.info("stopped; the chain stays as it is")
+    }
+}
+
+struct Uninstall: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Take the plugin out of the chain and off this node. Stop `culvertd install` first.",
+        discussion: """
+            Files that are Culvert's alone are removed; from the files of others only Culvert's entry goes, and every \
+            other byte stays. It may be run again. `culvertd cleanup` removes what is in the kernel.
+            """)
+
+    @OptionGroup var directories: RuntimeDirectories
+    @Flag(
+        help:
+            "Leave the plugin's program: a runtime that remembers the chain of running containers needs it for their DEL."
+    )
+    var keepPlugin = false
+
+    func run() throws {
+        let logger = InstallLog.start()
+        StopSignals.listen()
+        do {
+            var foreign: [String] = []
+            if access(directories.confDir, F_OK) == 0 {
+                foreign = try restore(logger)
+            }
+            let plugin = PluginFile(directory: directories.binDir)
+            guard foreign.isEmpty else {
+                throw InstallationFailure(
+                    "\(foreign.joined(separator: ", ")) in \(directories.confDir) still has an entry of Culvert's plugin that somebody else wrote: remove it (with Cilium: in the ConfigMap of cni.configMap), then run this again; until then the plugin stays"
+                )
+            }
+            if keepPlugin {
+                logger.info("\(plugin.path) stays")
+            } else if try plugin.remove() {
+                logger.info("removed \(plugin.path)")
+            }
+        } catch {
+            logger.critical("\(error)")
+            throw ExitCode(1)
+        }
+    }
+
+    /// - Returns: files whose entry somebody else wrote.
+    private func restore(_ logger: Logger) throws -> [String] {
+        var folder: ConfigurationFolder?
+        for attempt in 0..<50 {
+            folder = try ConfigurationFolder(directories.confDir)
+            if folder != nil { break }
+            if attempt == 0 { logger.info("waiting: culvertd install is at work in \(directories.confDir)") }
+            if StopSignals.wait(milliseconds: 100) { throw ExitCode(1) }
+        }
+        guard let folder else {
+            throw InstallationFailure("culvertd install keeps watch over \(directories.confDir): stop it first")
+        }
+        // A file that somebody writes at the same time is read again.
+        for _ in 0..<1000 {
+            let content = try folder.read()
+            let changes = Restore.changes(content)
+            if changes.isEmpty { return Restore.foreignEntries(content) }
+            for change in changes {
+                if try folder.apply(change) { logger.info("\(Uninstall.describe(change))") }
+            }
+        }
+        throw InstallationFailure(
+            "another program writes in \(directories.confDir) all the time: stop it, then run this again")
+    }
+
+    private static func describe(_ change: DirectoryChange) -> String {
+        switch change {
+        case .write(let name, _, _): "wrote \(name)"
+        case .replace(let name, _, _, _): "took Culvert's entry out of \(name)"
+        case .remove(let name): "removed \(name)"
+        case .writeDropIn(let network, _): "wrote a drop-in for \(network)"
+        case .removeDropIn(let network): "removed the drop-in for \(network)"
+        }
+    }
+}
+
+extension ChainMethod: ExpressibleByArgument {}
+
+enum InstallLog {
+    static func start() -> Logger {
+        LoggingSystem.bootstrap { StreamLogHandler.standardError(label: $0) }
+        signal(SIGPIPE, SIG_IGN)
+        return Logger(label: "culvertd")
+    }
+
+    static func besideThisProgram(_ name: String) -> String {
+        var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))
+        let count = readlink("/proc/self/exe", &buffer, buffer.count)
+        guard count > 0 else { return "/usr/local/bin/\(name)" }
+        let own = String(decoding: buffer[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        return (own as NSString).deletingLastPathComponent + "/" + name
+    }
+}
+
+/// SIGTERM and SIGINT end the wait that is under way, and set a flag.
+enum StopSignals {
+    private static let flag = Atomic<Bool>(false)
+    static var isSet: Bool { flag.load(ordering: .sequentiallyConsistent) }
+
+    static func listen() {
+        for number in [SIGTERM, SIGINT] {
+            signal(number) { _ in StopSignals.flag.store(true, ordering: .sequentiallyConsistent) }
+        }
+    }
+
+    /// True as soon as a signal has come. poll(2) ends at a signal; a signal that comes just before is seen in time too,
+    /// because no slice of the wait is longer than half a second.
+    static func wait(milliseconds: Int32) -> Bool {
+        var rest = milliseconds
+        while rest > 0 && !isSet {
+            let slice = min(rest, 500)
+            _ = poll(nil, 0, slice)
+            rest -= slice
+        }
+        return isSet
+    }
+}

@@ -1,0 +1,55 @@
+import Foundation
+import Model
+import Testing
+
+@testable import Agent
+
+/// Pure values; in this target because it is the one that has the Agent.
+struct EndedPodsTests {
+    static let now = Date(timeIntervalSince1970: 1_800_000_000)
+    static func pod(_ uid: String) -> Pod { Pod(namespace: "default", name: uid, uid: uid) }
+    static let (first, second) = (IPAddress("10.0.0.1")!, IPAddress("10.0.0.2")!)
+
+    /// Its ADD and its DEL have come before the watch shows the pod.
+    @Test func aPodThatIsNotKnownYetIsRemembered() {
+        var ended = EndedPods()
+        ended.note("u1", [Self.first], now: Self.now)
+        var hasForgotten = ended.forgetOld(pods: [], now: Self.now.addingTimeInterval(600))
+        #expect(!hasForgotten)
+        #expect(ended.addresses == ["u1": [Self.first]])
+        hasForgotten = ended.forgetOld(pods: [Self.pod("u1")], now: Self.now.addingTimeInterval(100_000))
+        #expect(!hasForgotten)
+        hasForgotten = ended.forgetOld(pods: [], now: Self.now.addingTimeInterval(100_000))
+        #expect(hasForgotten)
+        #expect(ended.addresses.isEmpty)
+    }
+
+    /// The API may still show the address of the sandbox before.
+    @Test func aNewSandboxTakesBackItsOwnAddressOnly() {
+        var ended = EndedPods()
+        ended.note("u1", [Self.first], now: Self.now)
+        ended.takeBack("u1", [Self.second])
+        #expect(ended.addresses == ["u1": [Self.first]])
+        ended.note("u1", [Self.second], now: Self.now)
+        ended.takeBack("u1", [Self.first])
+        #expect(ended.addresses == ["u1": [Self.second]])
+        ended.takeBack("u1", [Self.second])
+        #expect(ended.addresses.isEmpty)
+    }
+
+    @Test func itIsOnDiskAsItWas() throws {
+        let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
+            "culvert-ended-\(ProcessInfo.processInfo.processIdentifier)"
+        ).path
+        try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(atPath: directory) }
+        let store = AttachmentStore(runDirectory: directory)
+        #expect(store.loadEnded() == EndedPods())
+        var ended = EndedPods()
+        ended.note("u1", [Self.first, Self.second], now: Self.now)
+        try store.saveEnded(ended)
+        #expect(store.loadEnded() == ended)
+        try "{".write(toFile: directory + "/ended.json", atomically: true, encoding: .utf8)
+        #expect(store.loadEnded() == EndedPods())
+    }
+}
