@@ -112,8 +112,9 @@ public final class PluginServer: Sendable {
                 }
                 defer { if request.command == .add { server.placesOfADDs.signal() } }
                 let number = server.calls.add(1, ordering: .relaxed).newValue
-                let response = Call.wait { [server] in
-                    await server.agent.serve(request, descriptor: descriptor, call: number)
+                let response = Call.wait { [self] in
+                    await server.agent.serve(
+                        request, descriptor: descriptor, call: number, isAwaited: { !self.hasHungUp })
                 }
                 if !send(response), request.command == .add, case .done = response {
                     Call.wait { [server] in await server.agent.abort(request, call: number) }
@@ -171,10 +172,15 @@ public final class PluginServer: Sendable {
             return (request, descriptor)
         }
 
+        /// The plugin has closed its end, so nobody takes the answer.
+        private var hasHungUp: Bool {
+            var entry = pollfd(fd: connection, events: Int16(POLLIN), revents: 0)
+            return poll(&entry, 1, 0) > 0 && entry.revents & Int16(POLLHUP | POLLERR) != 0
+        }
+
         /// False where nobody takes the answer.
         private func send(_ response: HelperResponse) -> Bool {
-            var entry = pollfd(fd: connection, events: Int16(POLLIN), revents: 0)
-            if poll(&entry, 1, 0) > 0, entry.revents & Int16(POLLHUP | POLLERR) != 0 { return false }
+            if hasHungUp { return false }
             for message in response.messages where culvert_send_message(connection, message, message.count, -1) != 0 {
                 return false
             }

@@ -10,8 +10,12 @@ import Planner
 extension NodeAgent {
     /// Serves one request. `descriptor` is the pod's netlink socket, already checked, or -1; it is closed here.
     ///
-    /// - Parameter call: tells this call from all others (`abort`).
-    public func serve(_ request: HelperRequest, descriptor: Int32, call: UInt64) async -> HelperResponse {
+    /// - Parameters:
+    ///   - call: tells this call from all others (`abort`).
+    ///   - isAwaited: whether the plugin still waits for the answer.
+    public func serve(
+        _ request: HelperRequest, descriptor: Int32, call: UInt64, isAwaited: @Sendable () -> Bool
+    ) async -> HelperResponse {
         let pod: PodNetwork?
         do { pod = descriptor >= 0 ? try PodNetwork(adopting: descriptor) : nil } catch {
             return .failed(CNIError(.datapathFailure, "\(error)"))
@@ -30,7 +34,10 @@ extension NodeAgent {
             case .check:
                 guard let pod else { throw CNIError(.requestRefused, "CHECK came without the pod's netlink socket") }
                 try check(request, pod)
-            case .del: delete(request)
+            case .del:
+                // A plugin that has given up has left a record (`drainDeletions`), and the container may have a newer
+                // attachment by now, which this DEL must not end.
+                if isAwaited() { delete(request) }
             case .gc: collectGarbage(request)
             case .status: try checkStatus()
             case .version: break
