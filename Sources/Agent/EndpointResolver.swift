@@ -9,10 +9,14 @@ final class EndpointResolver: Sendable {
     /// How many names are asked for at the same time, each by a thread: a server that does not answer keeps one for half a
     /// minute.
     static let most = 8
+    /// How many of them may be names that were not answered last time: the rest is for the others.
+    static let mostOfFailed = 6
 
     fileprivate struct State {
         var waiting: [String] = []
         var asked: Set<String> = []
+        /// Those that were not answered last.
+        var failed: Set<String> = []
         var answers: [String: IPAddress] = [:]
     }
     private let state = Mutex(State())
@@ -32,6 +36,8 @@ final class EndpointResolver: Sendable {
         let threads = state.withLock { state in
             let new = names.subtracting(state.asked).subtracting(state.waiting)
             state.waiting += new.sorted()
+            state.waiting =
+                state.waiting.filter { !state.failed.contains($0) } + state.waiting.filter(state.failed.contains)
             let count = min(EndpointResolver.most - state.asked.count, state.waiting.count)
             return (0..<max(0, count)).compactMap { _ in state.next() }
         }
@@ -54,6 +60,7 @@ final class EndpointResolver: Sendable {
                     let address = resolve(name)
                     next = state.withLock { state in
                         state.asked.remove(name)
+                        if address == nil { state.failed.insert(name) } else { state.failed.remove(name) }
                         state.answers[name] = address ?? state.answers[name]
                         return state.next()
                     }
@@ -96,8 +103,9 @@ final class EndpointResolver: Sendable {
 extension EndpointResolver.State {
     /// The name that a thread is to ask for now.
     fileprivate mutating func next() -> String? {
-        if waiting.isEmpty { return nil }
-        let name = waiting.removeFirst()
+        guard let name = waiting.first else { return nil }
+        if failed.contains(name), asked.intersection(failed).count >= EndpointResolver.mostOfFailed { return nil }
+        waiting.removeFirst()
         asked.insert(name)
         return name
     }

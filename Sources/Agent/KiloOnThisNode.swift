@@ -24,6 +24,8 @@ struct KiloOnThisNode {
     let start: Int64
     /// The last sign of life that it has given since; 0: none.
     private var lastSign: Int64 = 0
+    /// What it came to last; nil: it was never judged.
+    private var verdict: Verdict?
 
     init(start: Int64) { self.start = start }
 
@@ -35,16 +37,38 @@ struct KiloOnThisNode {
     ///   - lastSeen: the same.
     ///   - own: this helper's key.
     ///   - written: the `last-seen` that this helper says now; nil: it says none.
+    ///   - heardSince: since when signs of life reach this helper without a break (`SignsOfLife`). Silence before then is
+    ///     nobody's; while nothing is heard the verdict stays.
     ///   - now: seconds since 1970.
     mutating func judge(
-        key: WireGuardKey?, lastSeen: Int64?, own: WireGuardKey, written: Int64?, now: Int64
+        key: WireGuardKey?, lastSeen: Int64?, own: WireGuardKey, written: Int64?, heardSince: Int64?, now: Int64
     ) -> Verdict {
+        let verdict = judged(
+            key: key, lastSeen: lastSeen, own: own, written: written, heardSince: heardSince, now: now)
+        self.verdict = verdict
+        return verdict
+    }
+
+    private mutating func judged(
+        key: WireGuardKey?, lastSeen: Int64?, own: WireGuardKey, written: Int64?, heardSince: Int64?, now: Int64
+    ) -> Verdict {
+        let isAnothers = key != nil && key != own
         // (A time to come is nobody's sign of life.)
-        let sign = key != nil && key != own && lastSeen != written ? lastSeen.flatMap { $0 <= now ? $0 : nil } : nil
+        let sign = isAnothers && lastSeen != written ? lastSeen.flatMap { $0 <= now ? $0 : nil } : nil
         if let sign, sign > start { lastSign = max(lastSign, sign) }
-        if lastSign > 0 && now - lastSign < Self.lifetime { return .running }
-        guard let sign, sign <= start else { return .absent }
-        let (age, isTooMuch) = now.subtractingReportingOverflow(sign)
+        guard let heardSince else {
+            // The inventory of a helper that starts without the API server does not say when Kilo was last there.
+            return verdict ?? (isAnothers ? .undecided(age: 0) : .absent)
+        }
+        // A Kilo that has ended does not come back by a break.
+        let earliest = verdict == .absent ? 0 : heardSince
+        if lastSign > 0 && now - (verdict == .running ? max(lastSign, earliest) : lastSign) < Self.lifetime {
+            return .running
+        }
+        guard isAnothers, let last = sign ?? (earliest > 0 ? earliest : nil), last <= start || sign == nil else {
+            return .absent
+        }
+        let (age, isTooMuch) = now.subtractingReportingOverflow(max(last, earliest))
         return !isTooMuch && age < Self.patience ? .undecided(age: age) : .absent
     }
 }

@@ -52,15 +52,16 @@ extension NodeAgent {
     /// Looks who has not said for a minute that he is there. A newer `last-seen` alone is no news of the inventory, and is no
     /// reason to plan anew; that somebody is gone, or back, is one.
     public func lookWhoIsSilent() async {
-        guard settings.configuration.mesh.kiloInterop, settings.keys != nil else { return }
+        let hasKilosNodes = settings.configuration.mesh.kiloInterop
+        guard hasKilosNodes || kiloHere != .absent, settings.keys != nil else { return }
         let new = await source.inventory()
         if new.revision.number != inventory.revision.number || !new.unknown.isEmpty {
             take(new, reason: "looking who is in the mesh")
         } else {
             inventory = new
         }
-        let silent = silentForKilo
-        guard silent != facts.leftOutOfMesh else { return }
+        let silent = silentForKilo(before: facts.leftOutOfMesh)
+        guard hasKilosNodes, silent != facts.leftOutOfMesh else { return }
         logger.notice(
             "Kilo would leave these nodes out of the mesh",
             metadata: ["nodes": "\(silent.sorted().joined(separator: " "))"])
@@ -76,9 +77,15 @@ extension NodeAgent {
             converge("WireGuard was not as planned", looking: .all)
             if !meshProblem.isEmpty { return }
         }
-        guard let wanted = plan.host.wireGuard, let device = try? reconciler.wireGuardDevice(wanted.name) else {
+        guard let wanted = plan.host.wireGuard else {
+            // A node that is no gateway any more sees no peer, and what it saw grows old.
+            if isInformed, !discoveredEndpoints.isEmpty {
+                discoveredEndpoints = [:]
+                try? refreshFacts()
+            }
             return
         }
+        guard let device = try? reconciler.wireGuardDevice(wanted.name) else { return }
         let now = Int64(time(nil))
         var seen: [WireGuardKey: SocketAddress] = [:]
         let nodes = inventory.nodes.values.filter { $0.mesh.persistentKeepalive > 0 }

@@ -49,7 +49,11 @@ public actor NodeAgent {
     // MARK: what is known
 
     /// The last inventory that was known completely.
-    var inventory = Inventory()
+    var inventory = Inventory() {
+        didSet { signsOfLife.note(isFollowed: inventory.followsNodes, now: Int64(time(nil))) }
+    }
+    /// Since when the Nodes' signs of life reach this helper.
+    private var signsOfLife = SignsOfLife()
     /// Why what the source says now is not known completely; empty when it is. Nothing is taken from such an inventory.
     var unknown: [String] = ["it has not been read yet"]
     /// An inventory was known completely since the start. Before that nothing is planned, and the kernel stays as it is.
@@ -266,13 +270,14 @@ public actor NodeAgent {
     /// Reads what this node knows of itself, and publishes it where it is news.
     func refreshFacts() throws {
         let lastOverlay = facts.overlayAddress ?? facts.lastOverlayAddress
+        let leftOut = facts.leftOutOfMesh
         facts = try LocalFactsReader(socket: reconciler.socket).read(
             nodeName: settings.nodeName, node: inventory.nodes[settings.nodeName],
             wireGuardDevice: settings.keys == nil ? nil : settings.configuration.mesh.interface,
             before: facts.wireGuard)
         facts.lastOverlayAddress = facts.overlayAddress ?? lastOverlay
         if settings.configuration.mesh.kiloInterop {
-            facts.leftOutOfMesh = silentForKilo
+            facts.leftOutOfMesh = silentForKilo(before: leftOut)
         }
         lookForKiloHere()
         facts.isMeshLeftToKilo = !hasMesh && kiloHere != .absent
@@ -283,8 +288,14 @@ public actor NodeAgent {
     }
 
     /// Nodes that Kilo would leave out of the mesh at this moment.
-    var silentForKilo: Set<String> {
-        MeshTopology.notReadyForKilo(inventory.nodes, clock: Int64(time(nil))).subtracting([settings.nodeName])
+    ///
+    /// - Parameter leftOut: those that are left out already. Where signs of life have not come for long, no other is.
+    func silentForKilo(before leftOut: Set<String>) -> Set<String> {
+        let now = Int64(time(nil))
+        return MeshTopology.notReadyForKilo(
+            inventory.nodes, clock: now,
+            silenceCountsOf: signsOfLife.have(lasted: MeshTopology.kiloSilence, at: now) ? nil : leftOut
+        ).subtracting([settings.nodeName])
     }
 
     /// Why the mesh of this node is not Culvert's alone; empty where it is.
@@ -315,8 +326,10 @@ public actor NodeAgent {
         let verdict = kilo.judge(
             key: told?.key, lastSeen: told?.lastSeen.seconds, own: keys.publicKey,
             written: lastPublished?.annotations["kilo.squat.ai/last-seen"].flatMap { Int64($0) },
-            now: Int64(time(nil)))
+            heardSince: signsOfLife.since, now: Int64(time(nil)))
         let isNews = verdict == .running && kiloHere != .running
+        // Kilo's key stays in force until WireGuard has ours.
+        if verdict == .absent, kiloHere != .absent, told?.key != keys.publicKey { keyIsHeldBack = true }
         kiloHere = verdict
         if isNews {
             logger.error("two programs publish one node", metadata: ["error": "\(kiloProblem)"])
@@ -464,8 +477,8 @@ public actor NodeAgent {
         // Whoever goes by the key that stands is served by whoever has it. Ours is worth nothing before WireGuard has it.
         let standing = inventory.nodes[settings.nodeName]?.mesh.key
         keyIsHeldBack =
-            standing != nil && standing != settings.keys?.publicKey
-            && (!wireGuardProblem.isEmpty || facts.wireGuard == .none)
+            standing != settings.keys?.publicKey
+            && (!wireGuardProblem.isEmpty || standing != nil && facts.wireGuard == .none)
         hasConverged = true
         publishNode()
         let problem = [kiloProblem, wireGuardProblem].filter { !$0.isEmpty }.joined(separator: "; ")

@@ -13,7 +13,8 @@ struct PublishedNode: Equatable {
         case all
         /// Another's key stays in force, and without a sign of life of ours another gateway is chosen.
         case withoutKey
-        /// All of it is somebody else's to say.
+        /// All of it is a Kilo's to say. What stands already and is the same goes on being said: it would be taken out of the
+        /// Node otherwise, and Kilo, which has only found it unchanged, would be without it until it writes again.
         case nothing
     }
 
@@ -31,7 +32,8 @@ struct PublishedNode: Equatable {
         annotations["kilo.squat.ai/cilium-internal-ip"] = facts.overlayAddress?.description
         annotations[Planner.egressAddressAnnotation] = facts.egressAddressV4?.description
         annotations[EchoPace.annotation] = echoInterval.map { "\($0)" }
-        if configuration.mesh.enabled, mesh != .nothing {
+        let besideKilo = annotations
+        if configuration.mesh.enabled {
             annotations["kilo.squat.ai/key"] = mesh == .withoutKey ? nil : facts.publicKey?.text
             // What the user forces stays the user's word; it is told by the annotation itself.
             annotations["kilo.squat.ai/internal-ip"] = facts.privateAddress?.description
@@ -71,8 +73,16 @@ struct PublishedNode: Equatable {
                 annotations["kilo.squat.ai/last-seen"] = mesh == .withoutKey ? nil : "\(lastSeen)"
             }
         }
+        if mesh == .nothing {
+            annotations = besideKilo.merging(
+                annotations.filter { !PublishedNode.signs.contains($0.key) && node?.annotations[$0.key] == $0.value }
+            ) { own, _ in own }
+        }
         self.annotations = annotations
     }
+
+    /// By which each of two programs says that the node is its own.
+    private static let signs: Set = ["kilo.squat.ai/key", "kilo.squat.ai/last-seen", "kilo.squat.ai/discovered-endpoints"]
 
     /// As YAML. Values are single-quoted, where nothing is special but the quote itself.
     var manifest: String {

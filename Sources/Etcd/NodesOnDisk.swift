@@ -42,7 +42,6 @@ actor NodesOnDisk {
     }
 
     func save(_ content: Content) async {
-        savedRevision = content.revision
         // Of clusters that were not reached since the start, what the file has of them stays.
         let unread = content.clusters.filter { !$0.isListed && $0.cachedAt == nil }.map(\.cluster)
         let kept =
@@ -56,7 +55,10 @@ actor NodesOnDisk {
                 }
             }
         let objects = kept + content.clusters.flatMap(NodesOnDisk.manifests)
-        do { try await InventoryCache.write(objects, to: path) } catch {
+        do {
+            try await InventoryCache.write(objects, to: path)
+            savedRevision = content.revision
+        } catch {
             logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
         }
     }

@@ -29,6 +29,7 @@ struct PrefixWatch: Sendable {
         while !Task.isCancelled {
             let endpoint = client.endpoints[turn % client.endpoints.count]
             var hasBegun = false
+            let start = ContinuousClock.now
             do {
                 if next == nil {
                     try await first(client, endpoint)
@@ -53,7 +54,8 @@ struct PrefixWatch: Sendable {
                 try await Task.sleep(for: .milliseconds(500))
                 if hasBegun { backoff.reset() }
             } catch {
-                if hasBegun { backoff.reset() }
+                // It worked for a while. A member that breaks every watch off at once is one in trouble.
+                if hasBegun, ContinuousClock.now - start > .seconds(10) { backoff.reset() }
                 if Task.isCancelled { return }
                 if (error as? EtcdClient.Failure)?.isGone == true { next = nil }
                 // The next member of the cluster may be there.

@@ -4,7 +4,7 @@ import Jansson
 import Logging
 import Model
 
-/// Writes Events, for `kubectl describe`: each only once.
+/// Writes Events, for `kubectl describe`: each only once an hour, after which the API server forgets it.
 actor EventRecorder {
     private let client: KubernetesClient
     private let nodeName: String
@@ -13,11 +13,18 @@ actor EventRecorder {
     private struct Recorded: Hashable {
         let event: ObjectEvent
         let uid: String
+        /// Since 1970.
+        let hour: Int
     }
     /// Those that were written. One that was forgotten is written again, and is there already under its name.
     private var recorded: RecentlyUsed<Recorded>
+    private let clock: @Sendable () -> Date
 
-    init(client: KubernetesClient, nodeName: String, room: Int = 10_000, logger: Logger) {
+    init(
+        client: KubernetesClient, nodeName: String, room: Int = 10_000, clock: @escaping @Sendable () -> Date = { Date() },
+        logger: Logger
+    ) {
+        self.clock = clock
         recorded = RecentlyUsed(room: room)
         self.client = client
         self.nodeName = nodeName
@@ -28,13 +35,13 @@ actor EventRecorder {
     ///
     /// - Parameter uid: of the policy that the Event is on; empty: not known, and then `kubectl describe` does not find it.
     func record(_ event: ObjectEvent, uid: String = "") {
-        let record = Recorded(event: event, uid: uid)
+        let record = Recorded(event: event, uid: uid, hour: Int(clock().timeIntervalSince1970 / 3600))
         // The same again says nothing new.
         guard recorded.insert(record) else { return }
         let (namespace, reference) = EventRecorder.reference(event.subject, uid)
         // Many nodes may have the same to say of a policy: the name is made of it, so that one event is left.
         let name = "\(reference["name"]?.string ?? "").\(String(EventRecorder.hash("\(event)\(uid)"), radix: 16))"
-        let now = ISO8601DateFormatter().string(from: Date())
+        let now = ISO8601DateFormatter().string(from: clock())
         let body = JSON.make(
             ("apiVersion", .string("v1")), ("kind", .string("Event")),
             ("metadata", .make(("name", .string(name)), ("namespace", .string(namespace)))),

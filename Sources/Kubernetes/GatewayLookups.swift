@@ -4,7 +4,8 @@ import Jansson
 import Logging
 
 /// What the CiliumNodes do not say of gateways: what these say of themselves (their egress address), and whether Kubernetes has
-/// given them up. Asked for once, and every ten minutes; of a gateway in use of which no echo tells anything, every minute.
+/// given them up. Asked for once, and every ten minutes; of a gateway in use of which no echo tells anything, and of one that is
+/// given up, every minute.
 ///
 /// Not watched: a Node has some kilobytes, which its kubelet reports every few minutes, to each of the thousands of nodes that
 /// use it. Nobody waits for the taint but where echoes cannot be sent.
@@ -24,6 +25,8 @@ actor GatewayLookups {
     private var gateways: Set<String> = []
     private var inDoubt: Set<String> = []
     private var lookedUp: [String: (found: Found, isAnswered: Bool, age: @Sendable () -> Duration)] = [:]
+    /// Gateways of which the last answer was that there is no such Node. Anything on the way may say so once.
+    private var missing: Set<String> = []
 
     init(client: KubernetesClient, nodeName: String, clock: any Clock<Duration>, logger: Logger) {
         self.client = client
@@ -58,14 +61,17 @@ actor GatewayLookups {
             for name in gateways.sorted() where name != nodeName {
                 if let known = lookedUp[name] {
                     // Without an answer it is not known what the gateway says, and a status names no egress address.
-                    let interval = Duration.seconds(!known.isAnswered ? 10 : inDoubt.contains(name) ? 60 : 600)
+                    let isUrgent = inDoubt.contains(name) || known.found.isGivenUp
+                    let interval = Duration.seconds(!known.isAnswered ? 10 : isUrgent ? 60 : 600)
                     if known.age() < interval { continue }
                 }
-                let before = lookedUp[name]?.found ?? Found()
+                let before = lookedUp[name]
                 let answer = await ask(name)
-                let found = answer ?? before
+                let found = answer ?? before?.found ?? Found()
                 lookedUp[name] = (found, answer != nil, clock.stopwatch())
-                if found != before { await report(name, found) }
+                // What was reported while it was a gateway earlier may still be believed.
+                if answer != nil, before?.isAnswered != true || found != before?.found { await report(name, found) }
+                if answer == nil, missing.contains(name) { continue }
                 // Nor would the server answer for the next one.
                 if answer == nil {
                     isAnswered = false
@@ -79,7 +85,10 @@ actor GatewayLookups {
     /// - Returns: nil where there is no answer.
     private func ask(_ name: String) async -> Found? {
         do {
-            guard let object = try await client.get(.nodes, name: name) else { return Found(isGivenUp: true) }
+            guard let object = try await client.get(.nodes, name: name) else {
+                return missing.insert(name).inserted ? nil : Found(isGivenUp: true)
+            }
+            missing.remove(name)
             var found = Found()
             for member in object["metadata"]?["annotations"]?.members ?? []
             where member.key.hasPrefix("culvert.dev/") { found.annotations[member.key] = member.value.string }

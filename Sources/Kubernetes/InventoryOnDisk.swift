@@ -29,8 +29,10 @@ actor InventoryOnDisk {
     }
 
     func save(_ objects: WatchedObjects) async {
-        savedRevision = objects.revision
-        do { try await InventoryCache.write(objects.manifests, to: path) } catch {
+        do {
+            try await InventoryCache.write(objects.manifests, to: path)
+            savedRevision = objects.revision
+        } catch {
             logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
         }
     }

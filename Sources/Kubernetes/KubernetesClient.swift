@@ -140,10 +140,11 @@ public final class KubernetesClient: Sendable {
         for _ in 0..<2 {
             let start = ContinuousClock.now
             do {
-                // Not limited by priority and fairness, so that a server that is busy answers too.
+                // Not limited by priority and fairness, so that a server that is busy answers too. And without a credential:
+                // one that cannot be had says nothing of the server, and "who are you?" is an answer.
                 _ = try await send(
                     "GET", "/livez", query: [], accept: "*/*", compressed: false,
-                    deadline: .nanoseconds(Int64(silence.answer / .nanoseconds(1))))
+                    deadline: .nanoseconds(Int64(silence.answer / .nanoseconds(1))), isAuthorized: false)
                 return true
             } catch let error as APIError where error.code != 0 { return true } catch {
                 // A connection that was kept open may have been closed meanwhile: once more with another one.
@@ -272,7 +273,8 @@ public final class KubernetesClient: Sendable {
 
     private func send(
         _ method: String, _ path: String, query: [(String, String)], accept: String, body: JSON? = nil,
-        contentType: String = "application/json", compressed: Bool, deadline: TimeAmount, again: Bool = true
+        contentType: String = "application/json", compressed: Bool, deadline: TimeAmount, again: Bool = true,
+        isAuthorized: Bool = true
     ) async throws -> (HTTPClientResponse, RenewableClient.Connection) {
         var parts = URLComponents()
         parts.queryItems = query.isEmpty ? nil : query.map { URLQueryItem(name: $0.0, value: $0.1) }
@@ -283,7 +285,7 @@ public final class KubernetesClient: Sendable {
         request.headers.add(name: "Accept", value: accept)
         request.headers.add(name: "User-Agent", value: userAgent)
         if compressed { request.headers.add(name: "Accept-Encoding", value: "gzip") }
-        let token = try await credentials.token()
+        let token = isAuthorized ? try await credentials.token() : nil
         if let token {
             request.headers.add(name: "Authorization", value: "Bearer \(token)")
         }
@@ -309,7 +311,7 @@ public final class KubernetesClient: Sendable {
         presence.noteAnswer()
         if (200..<300).contains(response.status.code) { return (response, connection) }
         let bytes = (try? await response.body.collect(upTo: 1024 * 1024)).map { Array($0.readableBytesView) } ?? []
-        if response.status == .unauthorized && again {
+        if response.status == .unauthorized && again && isAuthorized {
             // The token may have been renewed since it was read.
             await credentials.forget(token)
             return try await send(

@@ -180,8 +180,8 @@ public actor KubernetesInventory: InventorySource {
             if resource == .egressPolicies { tellStatus(of: object) }
             tell(objects.set(object, of: resource))
         case .deleted(let object):
-            if resource == .egressPolicies {
-                written?.yield(.policyDeleted(name: object["metadata"]?["name"]?.string ?? ""))
+            if Resource.policyKinds.contains(resource) {
+                noteDeletion(of: object["metadata"]?["name"]?.string ?? "", resource)
             }
             tell(objects.delete(object, of: resource))
         case .problem(let text):
@@ -216,8 +216,10 @@ public actor KubernetesInventory: InventorySource {
     /// The whole content of a resource.
     private func takeAll(_ content: [JSON], of resource: Resource) {
         if Resource.policyKinds.contains(resource) {
-            policyUIDs[resource] = nil
+            let before = policyUIDs.removeValue(forKey: resource) ?? [:]
             note(content, of: resource)
+            // Those that were deleted while no watch was there to tell.
+            for name in before.keys where policyUIDs[resource]?[name] == nil { noteDeletion(of: name, resource) }
         }
         if resource == .egressPolicies { for object in content { tellStatus(of: object) } }
         let effect = objects.replace(content, of: resource)
@@ -257,6 +259,11 @@ public actor KubernetesInventory: InventorySource {
         if effect.isNews { signal.yield() }
     }
 
+    private func noteDeletion(of policy: String, _ resource: Resource) {
+        policyUIDs[resource]?[policy] = nil
+        if resource == .egressPolicies { written?.yield(.policyDeleted(name: policy)) }
+    }
+
     private func note(_ policies: [JSON], of resource: Resource) {
         for policy in policies {
             guard let name = policy["metadata"]?["name"]?.string else { continue }
@@ -287,6 +294,7 @@ public actor KubernetesInventory: InventorySource {
         inventory.unknown = WatchedObjects.resources.filter { !objects.everKnown.contains($0) }.map {
             "\($0): not listed yet" + (problems[$0].map { " (\($0))" } ?? "")
         }
+        inventory.followsNodes = cachedAt == nil && problems[.nodes] == nil
         for name in ConfigMapReader.names where !objects.knownConfigMaps.contains(name) {
             inventory.unknown.append(configMapProblems[name] ?? "ConfigMap kube-system/\(name): not read yet")
         }

@@ -43,13 +43,16 @@ public actor KubernetesPublisher: NodePublisher {
         var elapsed: @Sendable () -> Duration
         var why = ""
     }
-    /// The server's definition of EgressPolicy is older than this release.
-    private var hasOldDefinition = false
+    /// Time since the server has said that its definition of EgressPolicy is older than this release.
+    private var sinceOldDefinition: (@Sendable () -> Duration)?
+    /// It still may be. After a while the whole status is tried once more, as the definition may have been renewed.
+    private var hasOldDefinition: Bool { sinceOldDefinition.map { $0() < .seconds(600) } ?? false }
 
-    /// Asks the publishing task to compare what the server should hold with what was written last.
-    private let publishRequested: AsyncStream<Void>.Continuation
-    /// Those requests; one reader.
-    private let publishRequests: AsyncStream<Void>
+    /// Ask the task that writes the Node's annotations, and the one that writes statuses, to compare what the server should hold
+    /// with what was written last. Two tasks: a node's sign of life does not wait for the status of a policy.
+    private let askers: [AsyncStream<Void>.Continuation]
+    private let annotationRequests: AsyncStream<Void>
+    private let reportRequests: AsyncStream<Void>
     /// What publishing may have to wait for.
     private enum PublishingWait {
         /// The watch shows this node's own annotations.
@@ -82,8 +85,10 @@ public actor KubernetesPublisher: NodePublisher {
         events = EventRecorder(client: client, nodeName: nodeName, logger: logger)
         selectedPods = SelectedPods(client: client, logger: logger)
         ranks = ReportingRank(clock: clock)
-        (publishRequests, publishRequested) = AsyncStream.makeStream(
-            of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        let annotations = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        let reports = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        (annotationRequests, reportRequests) = (annotations.stream, reports.stream)
+        askers = [annotations.continuation, reports.continuation]
     }
 
     /// Takes back all that this field manager has written into a Node (server-side apply: what a manager does not name any
@@ -105,7 +110,8 @@ public actor KubernetesPublisher: NodePublisher {
     public func start() async {
         let shown = await inventory.writtenObjects()
         tasks.append(Task { for await object in shown { await self.take(object) } })
-        tasks.append(Task { await self.keepPublished() })
+        tasks.append(Task { await self.keepAnnotated() })
+        tasks.append(Task { await self.keepReported() })
         tasks.append(Task { await self.keepCounting() })
     }
 
@@ -121,7 +127,7 @@ public actor KubernetesPublisher: NodePublisher {
 
     public func publish(annotations: [String: String]) {
         wanted = annotations
-        publishRequested.yield()
+        requestPublishing()
     }
 
     public func report(_ policies: [PolicyReport]) {
@@ -131,7 +137,7 @@ public actor KubernetesPublisher: NodePublisher {
         for name in Set(agreements.keys).union(byName.keys) {
             agreements[name, default: PolicyStatusAgreement(clock: clock)].take(byName[name])
         }
-        publishRequested.yield()
+        requestPublishing()
     }
 
     public func record(_ event: ObjectEvent) async {
@@ -155,11 +161,11 @@ public actor KubernetesPublisher: NodePublisher {
         switch object {
         case .ownNode(let node):
             ownNode = node
-            publishRequested.yield()
+            requestPublishing()
         case .policyStatus(let name, let status, let isForeign):
             agreements[name, default: PolicyStatusAgreement(clock: clock)].see(status, isForeign: isForeign)
             if status?.activeGateways.isEmpty == false { toldOf.remove(name) }
-            publishRequested.yield()
+            requestPublishing()
         case .policyDeleted(let name):
             // One of the same name is another one.
             let report = agreements[name]?.report
@@ -186,10 +192,19 @@ public actor KubernetesPublisher: NodePublisher {
     /// How long the watch may take to show an annotation that was just written.
     private static let echoPatience = Duration.seconds(5)
 
-    /// Writes what differs from what was written last, at every request. Until the task is cancelled.
-    private func keepPublished() async {
-        for await _ in publishRequests {
+    private func requestPublishing() { for asker in askers { asker.yield() } }
+
+    /// Writes the status of policies, at every request. Until the task is cancelled.
+    private func keepReported() async {
+        for await _ in reportRequests {
             if mayWrite(.reports) { await writeReports() }
+            if Task.isCancelled { return }
+        }
+    }
+
+    /// Writes the Node's annotations where they differ from what was written last, at every request. Until the task is cancelled.
+    private func keepAnnotated() async {
+        for await _ in annotationRequests {
             let isEchoDue = sincePublished() > KubernetesPublisher.echoPatience
             if ownNode != nil {
                 let annotations = wanted
@@ -220,7 +235,7 @@ public actor KubernetesPublisher: NodePublisher {
         retryTimers[wait]?.cancel()
         retryTimers[wait] = Task {
             try? await clock.sleep(for: time)
-            if !Task.isCancelled { publishRequested.yield() }
+            if !Task.isCancelled { requestPublishing() }
         }
     }
 
@@ -302,8 +317,8 @@ public actor KubernetesPublisher: NodePublisher {
                 let code = (error as? APIError)?.code ?? 0
                 if !hasOldDefinition, "\(error)".contains("not declared in schema") {
                     // The CustomResourceDefinition of an earlier release: without what it does not have.
-                    hasOldDefinition = true
-                    publishRequested.yield()
+                    sinceOldDefinition = clock.stopwatch()
+                    requestPublishing()
                 } else if code < 400 || code >= 429 {
                     backOff(.reports, after: error)
                     break
@@ -378,7 +393,7 @@ public actor KubernetesPublisher: NodePublisher {
                     }
                 }
                 for policy in known.policies where policy.source == .culvert && names.contains(policy.name) {
-                    if await selectedPods.count(policy, known, isDue: isDue) { publishRequested.yield() }
+                    if await selectedPods.count(policy, known, isDue: isDue) { requestPublishing() }
                 }
             }
             try? await clock.sleep(for: .seconds(2))

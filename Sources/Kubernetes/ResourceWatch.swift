@@ -45,9 +45,11 @@ struct ResourceWatch: Sendable {
         // An optional resource that is not there today is hardly there in ten seconds, and thousands of helpers ask.
         var missingBackoff = Backoff(first: 1, ceiling: resource.isOptional ? 300 : 10)
         while !Task.isCancelled {
-            let elapsed = clock.stopwatch()
+            // Of the watch alone: a list that fails late is a failure all the same.
+            var elapsed: @Sendable () -> Duration = { .zero }
             do {
                 if version == nil { version = try await list(report) }
+                elapsed = clock.stopwatch()
                 missingSince = nil
                 missingBackoff.reset()
                 try await watch(&version, report)

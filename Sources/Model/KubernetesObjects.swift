@@ -400,6 +400,9 @@ public struct Inventory: Equatable, Sendable {
     /// Why the inventory is not completely known, one reason each; empty when it is known. An inventory that is not
     /// known says nothing about what is absent from it.
     public var unknown: [String] = []
+    /// What the Nodes say of themselves arrives at this moment. False while their source does not answer, and for what was
+    /// read from the disk: then their silence says nothing.
+    public var followsNodes = true
     /// Tells an older one from a newer one of the same source.
     public var revision = Revision(number: 0)
     public init() {}

@@ -101,13 +101,16 @@ public struct MeshTopology: Sendable {
     /// Nodes that Kilo leaves out of its topology (`Ready` of its pkg/mesh): without key, endpoint or pod network, or not
     /// seen lately. Whoever shares a mesh with Kilo must leave out the same, or their WireGuard addresses differ.
     ///
-    /// Kilo goes by its node's own clock. Here that clock counts within limits: with a clock that is ahead, and with an
-    /// inventory that is behind, all nodes would look gone. So the time is at least that of the second newest sign of life, and
-    /// at most 25 seconds later. (The newest one may come from a node whose clock is ahead. Of two nodes that were seen, neither
-    /// can be told to be gone.)
+    /// Kilo goes by its node's own clock. Here that clock counts within a limit: with a clock that is ahead, and with an
+    /// inventory that is behind, all nodes would look gone. So the time is at most 25 seconds later than the second newest sign
+    /// of life. (The newest one may come from a node whose clock is ahead.) A clock that is behind makes nobody look gone.
     ///
-    /// - Parameter clock: this node's, seconds since 1970.
-    public static func notReadyForKilo(_ nodes: [String: Node], clock: Int64) -> Set<String> {
+    /// - Parameters:
+    ///   - clock: this node's, seconds since 1970.
+    ///   - silent: of whom silence counts; nil: of everybody.
+    public static func notReadyForKilo(
+        _ nodes: [String: Node], clock: Int64, silenceCountsOf silent: Set<String>? = nil
+    ) -> Set<String> {
         var newest: Int64?
         var next: Int64?
         for case let seen? in nodes.values.lazy.map(\.mesh.lastSeen.seconds) {
@@ -121,11 +124,11 @@ public struct MeshTopology: Sendable {
         // One alone says nothing of others.
         let second = next ?? newest ?? 0
         let latest = second.addingReportingOverflow(mostKiloDelay)
-        let now = max(second, min(clock, latest.overflow ? second : latest.partialValue))
+        let now = min(clock, latest.overflow ? second : latest.partialValue)
         return Set(
             nodes.values.filter { node in
                 node.mesh.key == nil || node.podCIDRs.isEmpty || node.mesh.endpoint == nil
-                    || isSilent(since: node.mesh.lastSeen.seconds ?? 0, at: now)
+                    || silent?.contains(node.name) ?? true && isSilent(since: node.mesh.lastSeen.seconds ?? 0, at: now)
             }.map(\.name))
     }
 

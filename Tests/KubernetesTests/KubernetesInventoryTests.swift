@@ -630,6 +630,14 @@ import Testing
         #expect(try await becomes(true))
         cluster.server.apply([node("")])
         #expect(try await becomes(false))
+        // It recovers while no pod here uses it, and then is used once more.
+        cluster.server.apply([node(taint("unreachable"))])
+        #expect(try await becomes(true))
+        await inventory.look(atGateways: [], inDoubt: [])
+        try await Task.sleep(for: .milliseconds(500))
+        cluster.server.apply([node("")])
+        await inventory.look(atGateways: ["n2"], inDoubt: [])
+        #expect(try await becomes(false))
         // The Node is gone and its CiliumNode is not yet. (Where all Nodes are watched, the gateway is gone with it.)
         if reading == .own {
             cluster.server.delete([node("")])

@@ -51,6 +51,22 @@ import Testing
         await Self.stop(cluster)
     }
 
+    /// A Kilo takes a node for gone that does not check in for a minute.
+    @Test func aSignOfLifeDoesNotWaitForTheStatusOfAPolicy() async throws {
+        let cluster = try await Self.cluster("checkin")
+        cluster.server.fault("{\"slow\":{\"secondsPerByte\":1,\"count\":1,\"match\":\"/e/status\"}}")
+        await cluster.publisher.report([PolicyReport(name: "e", activeGateways: ["n0"], reason: "")])
+        try await Task.sleep(for: .milliseconds(500))
+        await cluster.publisher.publish(annotations: ["kilo.squat.ai/last-seen": "1700000000"])
+        func lastSeen() -> String? {
+            cluster.server.get("/api/v1/nodes/n0")?["metadata"]?["annotations"]?["kilo.squat.ai/last-seen"]?.string
+        }
+        for _ in 0..<50 where lastSeen() == nil { try await Task.sleep(for: .milliseconds(100)) }
+        #expect(lastSeen() == "1700000000")
+        cluster.server.fault("{\"disconnect\":true}")
+        await Self.stop(cluster)
+    }
+
     /// Nobody is kept from telling of a policy because another one's status is refused.
     @Test func aStatusThatIsRefusedForeverHoldsUpNoOther() async throws {
         let cluster = try await Self.cluster("refusedone")

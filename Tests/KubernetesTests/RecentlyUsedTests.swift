@@ -1,6 +1,8 @@
+import Foundation
 import Inventory
 import Jansson
 import Logging
+import Synchronization
 import TestSupport
 import Testing
 
@@ -36,6 +38,27 @@ import Testing
             if list.count > 20 { list.removeFirst() }
             #expect(recent.count == list.count)
         }
+    }
+
+    /// The API server deletes an Event after an hour.
+    @Test func whatStillHoldsIsToldOnceMoreAfterAnHour() async throws {
+        let cluster = try KubernetesInventoryTests.Cluster("hourly")
+        let client = try KubernetesClient(
+            access: ClusterAccess(server: cluster.server.url, credential: .tokenFile(cluster.tokenFile)),
+            userAgent: "events")
+        let now = Mutex(Date(timeIntervalSince1970: 1_700_000_000))
+        let recorder = EventRecorder(client: client, nodeName: "n0", clock: { now.withLock { $0 } }, logger: .quiet)
+        let event = ObjectEvent(.policy(name: "p", source: .culvert), reason: "NoGateway", message: "none")
+        func tries() -> Int { cluster.server.counters().requests["create events"] ?? 0 }
+        await recorder.record(event)
+        await recorder.record(event)
+        for _ in 0..<100 where tries() < 1 { try await Task.sleep(for: .milliseconds(50)) }
+        #expect(tries() == 1)
+        now.withLock { $0 += 3600 }
+        await recorder.record(event)
+        for _ in 0..<100 where tries() < 2 { try await Task.sleep(for: .milliseconds(50)) }
+        #expect(tries() == 2)
+        await client.shutdown()
     }
 
     /// A node that runs for months has more to tell than there is room for.

@@ -210,8 +210,10 @@ enum MeshManifests {
         (["1700000000", "1700000050", "1700000051"], 1_700_000_060, ["n1"]),
         // This node's clock is behind, or far ahead.
         (["1700000000", "1700000050", "1700000051"], 0, []),
-        (["1700000000", "1700000070", "1700000075"], 0, ["n1"]),
+        (["1700000000", "1700000070", "1700000075"], 0, []),
         (["1700000000", "1700000030", "1700000031"], 1_800_000_000, []),
+        // Two clocks are ahead, and this node's is right.
+        (["1700000000", "1700000100", "1700000110"], 1_700_000_012, []),
         // No newer sign of life arrives: the server does not answer.
         (["1700000000", "1700000010", "1700000029"], 1_700_000_600, []),
         // One clock is ahead: by two minutes, by a day, by all there is.
@@ -233,7 +235,19 @@ enum MeshManifests {
                 index + 1, location: "a", address: "10.1.0.1\(index)",
                 more: ["endpoint": "198.51.100.\(index):51820", "last-seen": value])
         }.joined()
-        #expect(MeshTopology.notReadyForKilo(try M.inventory(text).nodes, clock: clock) == leftOut)
+        let nodes = try M.inventory(text).nodes
+        #expect(MeshTopology.notReadyForKilo(nodes, clock: clock) == leftOut)
+        // Right after an outage the silence of those counts that were left out before.
+        #expect(MeshTopology.notReadyForKilo(nodes, clock: clock, silenceCountsOf: []) == [])
+        #expect(
+            MeshTopology.notReadyForKilo(nodes, clock: clock, silenceCountsOf: ["n1"]) == leftOut.intersection(["n1"]))
+    }
+
+    @Test func aNodeWithoutAKeyIsLeftOutWhetherItsSilenceCountsOrNot() throws {
+        var nodes = try M.inventory(M.node(1, location: "a", address: "10.1.0.11", more: ["last-seen": "1700000000"]))
+            .nodes
+        nodes["n1"]?.mesh.key = nil
+        #expect(MeshTopology.notReadyForKilo(nodes, clock: 1_700_000_000, silenceCountsOf: []) == ["n1"])
     }
 
     @Test func peersThatClaimOneAddressAreSortedOutByName() throws {

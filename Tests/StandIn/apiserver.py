@@ -946,7 +946,7 @@ class Access:
 
 class Counters:
     def __init__(self):
-        self.lock, self.clients = threading.Lock(), {}
+        self.lock, self.clients, self.watching = threading.Lock(), {}, {}
         self.reset()
 
     def reset(self):
@@ -968,10 +968,13 @@ class Counters:
         with self.lock:
             self.of(client)["bytesSent"] += count
 
-    def watch(self, client, resource, change):
+    def watch(self, client, resource, handler, ends=False):
         with self.lock:
-            counts = self.of(client)
-            count = counts["openWatches"][resource] = counts["openWatches"].get(resource, 0) + change
+            handlers, counts = self.watching.setdefault((client, resource), set()), self.of(client)
+            handlers.discard(handler) if ends else handlers.add(handler)
+            counts["openWatches"][resource] = len(handlers)
+            # One that is over is not open, although its thread may not have come to know it yet.
+            count = sum(not handler.is_over() for handler in handlers)
             counts["maxOpenWatches"][resource] = max(count, counts["maxOpenWatches"].get(resource, 0))
 
     def report(self):
@@ -1488,12 +1491,13 @@ class Handler(BaseHTTPRequestHandler):
             self.events([("ERROR", dump(problem.status))], form)
             return self.transmit(b"0\r\n\r\n")
         counters, counted = self.server.counters, (self.counters_key, self.counted)
-        counters.watch(*counted, 1)
+        self.has_ended = False
+        counters.watch(*counted, self)
         try:
             self.begin_stream()
             self.stream(watch, form, bookmark, seconds)
         finally:
-            counters.watch(*counted, -1)
+            counters.watch(*counted, self, ends=True)
             store.unregister(self.resource, watch)
 
     def begin_stream(self):
@@ -1521,6 +1525,7 @@ class Handler(BaseHTTPRequestHandler):
             commands, events, seen = store.taken(watch)
             held += events
             for command in commands:
+                self.has_ended = command != "garbage"
                 if command == "reset":
                     raise Abort
                 if command == "truncate":
@@ -1539,6 +1544,7 @@ class Handler(BaseHTTPRequestHandler):
                     self.events([("BOOKMARK", bookmark(seen))], form)
                     due = moment + period
                 if moment >= deadline:
+                    self.has_ended = True
                     return self.transmit(b"0\r\n\r\n")
                 wait = max(0, (min(due, deadline) if bookmarks else deadline) - moment) * 1000 + 1
             for descriptor, _ in poll.poll(wait):
@@ -1547,6 +1553,14 @@ class Handler(BaseHTTPRequestHandler):
                 elif self.client_gone():
                     self.close_connection = True
                     return
+
+    def is_over(self):
+        """Whether the watch was ended, or the client has closed."""
+        if self.has_ended or (descriptor := self.connection.fileno()) < 0:
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def client_gone(self):
         """Whether the client has closed. One that sends a request before the watch's end is taken for such, too."""
