@@ -719,10 +719,7 @@ public actor NodeAgent {
         if byName.isEmpty { return }
         for pod in inventory.pods {
             for id in byName["\(pod.namespace)/\(pod.name)"] ?? [] {
-                // (A runtime that gives no UID means the pod of that name, whichever it is.)
-                guard var attachment = attachments[id],
-                    attachment.podUID.isEmpty || pod.hasUID(attachment.podUID)
-                else { continue }
+                guard var attachment = attachments[id], pod.isMeant(byUID: attachment.podUID) else { continue }
                 attachment.labels = pod.labels
                 attachment.serviceAccount = pod.serviceAccount
                 attachment.takeAnnotation(of: pod)

@@ -123,6 +123,9 @@ public struct Pod: Equatable, Sendable {
     public func hasUID(_ other: String) -> Bool {
         uid == other || annotations["kubernetes.io/config.hash"] == other
     }
+    /// The runtime means this pod, of whose name it speaks: where it gives no UID, or a hand-written inventory has none, the
+    /// pod of that name, whichever it is.
+    public func isMeant(byUID uid: String) -> Bool { uid.isEmpty || self.uid.isEmpty || hasUID(uid) }
 }
 
 /// `metav1.LabelSelector`.

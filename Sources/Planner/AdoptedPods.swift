@@ -16,8 +16,7 @@ extension Planner {
         var adopted: [Attachment] = []
         for pod in inventory.pods where pod.mayHaveAddress(on: nodeName, ended: ended) {
             // Another pod of that name (of a StatefulSet, say) is another pod.
-            let isAttached =
-                uids[pod.fullName]?.contains { $0.isEmpty || pod.uid.isEmpty || pod.hasUID($0) } ?? false
+            let isAttached = uids[pod.fullName]?.contains { pod.isMeant(byUID: $0) } ?? false
             if isAttached || pod.addresses.contains(where: addresses.contains) { continue }
             var attachment = Attachment(
                 containerID: pod.uid.isEmpty ? "\(pod.namespace).\(pod.name)" : pod.uid, interfaceName: "eth0",
@@ -71,8 +70,7 @@ extension Planner {
 extension Attachment {
     /// The pod is this attachment's.
     func isOf(_ pod: Pod) -> Bool {
-        !podName.isEmpty && pod.namespace == podNamespace && pod.name == podName
-            && (podUID.isEmpty || pod.uid.isEmpty || pod.hasUID(podUID))
+        !podName.isEmpty && pod.namespace == podNamespace && pod.name == podName && pod.isMeant(byUID: podUID)
     }
 }
 

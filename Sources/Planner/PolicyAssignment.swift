@@ -39,7 +39,7 @@ public struct PolicyAssignment: Equatable, Sendable {
         choices.reserveCapacity(attachments.count)
         for attachment in attachments {
             let pod = pods["\(attachment.podNamespace)/\(attachment.podName)"]?.first {
-                attachment.podUID.isEmpty || $0.hasUID(attachment.podUID)
+                $0.isMeant(byUID: attachment.podUID)
             }
             let judged: PlannerMemory.Judged
             if isSameWorld, let known = memory.judged[attachment.id], known.attachment == attachment, known.pod == pod {

@@ -39,6 +39,23 @@ struct PolicyChoiceTests {
         return policy
     }
 
+    /// A runtime always names a UID; a pod that somebody wrote into a file by hand has none. Another UID is another pod.
+    @Test(arguments: [("", true), ("u-1", true), ("u-2", false)])
+    func aPodOfAnInventoryByHandNeedsNoUID(_ uid: String, _ isMeant: Bool) {
+        var inventory = TestCluster.inventory
+        inventory.policies = [TestCluster.policy("p", app: "shop", source: .culvert)]
+        var pod = TestCluster.pod("a", node: "n1", address: "", labels: ["app": "shop"])
+        (pod.uid, pod.addresses) = (uid, [])
+        inventory.pods = [pod]
+        let attachment = Model.Attachment(
+            containerID: "c", interfaceName: "eth0", podNamespace: "default", podName: "a", podUID: "u-1",
+            addresses: [IPNetwork("10.244.1.10/32")!])
+        let plan = Planner.plan(
+            configuration: Configuration(), localFacts: LocalFacts(nodeName: "n1"), inventory: inventory,
+            attachments: [attachment])
+        #expect(plan.attachments[0].assigned.map(\.name) == (isMeant ? ["p"] : []))
+    }
+
     // MARK: a nodeSelector that excludes this node
 
     @Test(arguments: [true, false])

@@ -76,7 +76,6 @@ extension NodeAgent {
 extension HelperRequest {
     /// The inventory's pod is the one that this request is about.
     func isOf(_ pod: Pod) -> Bool {
-        !podName.isEmpty && pod.namespace == podNamespace && pod.name == podName
-            && (podUID.isEmpty || pod.hasUID(podUID))
+        !podName.isEmpty && pod.namespace == podNamespace && pod.name == podName && pod.isMeant(byUID: podUID)
     }
 }
