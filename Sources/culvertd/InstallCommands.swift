@@ -9,7 +9,11 @@ import Synchronization
 /// Where a container runtime looks, as both commands need it.
 struct RuntimeDirectories: ParsableArguments {
     @Option(help: "Directory of the runtime's network configurations.") var confDir = "/etc/cni/net.d"
-    @Option(help: "Directory of the runtime's plugins.") var binDir = "/opt/cni/bin"
+    @Option(
+        help:
+            "Directory of the runtime's plugins. (default: bin_dir of /etc/containerd/config.toml, else \(PluginDirectory.usual))"
+    )
+    var binDir: String?
 }
 
 struct Install: ParsableCommand {
@@ -68,7 +72,7 @@ struct Install: ParsableCommand {
             let notes = try SharedDirectories.make(
                 runDirectory: runDir, stateDirectory: stateDir, group: try helperGroup())
             for note in notes { logger.warning("\(note)") }
-            let file = PluginFile(directory: directories.binDir)
+            let file = PluginFile(directory: directories.binDir ?? PluginDirectory.ofRuntime())
             let source = plugin ?? InstallLog.besideThisProgram(PluginEntry.type)
             if try file.install(from: source) == .written { logger.info("copied the plugin to \(file.path)") }
             guard let folder = try open(logger) else { return }
@@ -210,16 +214,22 @@ struct Uninstall: ParsableCommand {
             if access(directories.confDir, F_OK) == 0 {
                 foreign = try restore(logger)
             }
-            let plugin = PluginFile(directory: directories.binDir)
+            // The usual directory too: containerd's configuration may have named none when the plugin was installed.
+            let plugins = Set([
+                directories.binDir ?? PluginDirectory.ofRuntime(), directories.binDir ?? PluginDirectory.usual,
+            ])
+            .sorted().map(PluginFile.init)
             guard foreign.isEmpty else {
                 throw InstallationFailure(
                     "\(foreign.joined(separator: ", ")) in \(directories.confDir) still has an entry of Culvert's plugin that somebody else wrote: remove it (with Cilium: in the ConfigMap of cni.configMap), then run this again; until then the plugin stays"
                 )
             }
-            if keepPlugin {
-                logger.info("\(plugin.path) stays")
-            } else if try plugin.remove() {
-                logger.info("removed \(plugin.path)")
+            for plugin in plugins {
+                if keepPlugin {
+                    logger.info("\(plugin.path) stays")
+                } else if try plugin.remove() {
+                    logger.info("removed \(plugin.path)")
+                }
             }
         } catch {
             logger.critical("\(error)")

@@ -320,4 +320,21 @@ import Testing
         #expect(version("") == nil)
         #expect(!RuntimeLibrary.readsDropIns(program: "/nonexistent"))
     }
+
+    @Test func thePluginGoesWhereContainerdLooksForIt() {
+        let tables: [(String, String?)] = [
+            (
+                "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"/usr/lib/cni\" # Debian's",
+                "/usr/lib/cni"
+            ),
+            ("[plugins.'io.containerd.cri.v1.runtime'.cni]\n  bin_dirs = ['/a', '/b']\n", "/a"),
+            ("[plugins.\"io.containerd.grpc.v1.cri\".cni]\n# bin_dir = \"/a\"\nbin_dir=\"/b\"", "/b"),
+            ("[other]\nbin_dir = \"/a\"", nil), ("[x.cni]\nbin_dir = \"relative\"", nil), ("[x.cni]\nbin_dir =", nil),
+            ("[x.cni]\nconf_dir = \"/a\"\n[other]\nbin_dir = \"/b\"", nil), ("", nil), ("[[=\"", nil),
+        ]
+        for (configuration, wanted) in tables {
+            #expect(PluginDirectory.named(in: configuration) == wanted, "\(configuration)")
+        }
+        #expect(PluginDirectory.ofRuntime(configuration: "/nonexistent") == "/opt/cni/bin")
+    }
 }
