@@ -6,6 +6,7 @@
 #   lab.sh helper PREFIX DIR NODE   start culvertd of NODE (n1, n2, n3) as an unprivileged user
 #   lab.sh pod PREFIX DIR NODE NAME LAST [UID-LABELS]   make a pod 10.244.<node>.LAST, and its ADD
 #   lab.sh plugin PREFIX DIR NODE COMMAND POD           run the plugin once more
+#   lab.sh reboot PREFIX DIR NODE   end the node's namespace with all that its kernel holds, and make it anew
 #   lab.sh down PREFIX DIR          end everything that was made
 #
 # LAB_PLUGIN: more members of the plugin's configuration, such as '"defaultPolicy": "shop"'.
@@ -23,14 +24,74 @@ batch() { ip -n "$P-$1" -batch -; }
 number() { echo "${1#n}"; }
 mac() { printf '02:ce:00:00:00:%02x' "$1"; }
 
+# A namespace that forwards, as routers and nodes do.
+namespace() {
+    ip netns add "$P-$1"
+    ip -n "$P-$1" link set lo up
+    ns "$1" sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=1 \
+        net.ipv6.conf.all.disable_ipv6=1
+}
+
+# What the kernel of a node has, and the router has for it, before there is a helper.
+network() {
+    local n peer
+    n=$(number "$1")
+    namespace "n$n"
+    ip link add "to-n$n" netns "$P-r" type veth peer name eth0 netns "$P-n$n"
+    batch r <<B
+addr add 10.0.0.1/32 dev to-n$n
+link set to-n$n up
+route add 10.0.0.1$n/32 dev to-n$n
+route add 192.0.2.${n}1/32 via 10.0.0.1$n dev to-n$n onlink
+route add 192.0.2.${n}2/32 via 10.0.0.1$n dev to-n$n onlink
+route add 10.244.$n.0/24 via 10.0.0.1$n dev to-n$n onlink
+B
+    # With second and third egress addresses for the gateways.
+    batch n$n <<B
+addr add 10.0.0.1$n/32 dev eth0
+link set eth0 up
+route add 10.0.0.1 dev eth0 scope link
+route add default via 10.0.0.1
+addr add 192.0.2.${n}1/32 dev eth0
+addr add 192.0.2.${n}2/32 dev eth0
+B
+    # Cilium's devices. It turns reverse-path filtering off on its own and moves the local table to 100.
+    ns n$n sysctl -qw net.ipv4.conf.default.rp_filter=0
+    {
+        cat <<B
+link add cilium_host mtu 1500 type veth peer name cilium_net
+link set cilium_net up
+link set cilium_host up
+addr add 10.244.$n.1/32 dev cilium_host
+link add cilium_vxlan address $(mac "$n") mtu 1450 type vxlan external dstport 8472
+link set cilium_vxlan up
+rule add priority 100 lookup local
+rule del priority 0
+B
+        for peer in 1 2 3; do
+            [ $peer = $n ] && continue
+            cat <<B
+route add 10.244.$peer.0/24 encap ip id 6 dst 10.0.0.1$peer via 10.244.$peer.1 dev cilium_vxlan src 10.244.$n.1 mtu 1450 onlink
+neigh add 10.244.$peer.1 lladdr $(mac "$peer") dev cilium_vxlan nud permanent
+B
+        done
+    } | batch n$n
+    ns n$n sysctl -qw net.ipv4.conf.default.rp_filter=1
+    # Cilium's masquerade for pods without a policy.
+    ns n$n nft -f - <<N
+table ip cilium_standin {
+    chain postrouting {
+        type nat hook postrouting priority srcnat;
+        oifname "eth0" ip saddr 10.244.$n.0/24 ip daddr != 10.244.0.0/16 masquerade
+    }
+}
+N
+}
+
 up() {
     mkdir -p "$D/inventory"
-    for name in r out n1 n2 n3; do
-        ip netns add "$P-$name"
-        ip -n "$P-$name" link set lo up
-        ns $name sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=1 \
-            net.ipv6.conf.all.disable_ipv6=1
-    done
+    namespace r
+    namespace out
     ip -n "$P-r" addr add 169.254.169.254/32 dev lo
     ns r nft -f - <<'N'
 table inet cloud {
@@ -75,55 +136,7 @@ table inet watch {
 }
 N
     for n in 1 2 3; do
-        ip link add "to-n$n" netns "$P-r" type veth peer name eth0 netns "$P-n$n"
-        batch r <<B
-addr add 10.0.0.1/32 dev to-n$n
-link set to-n$n up
-route add 10.0.0.1$n/32 dev to-n$n
-route add 192.0.2.${n}1/32 via 10.0.0.1$n dev to-n$n onlink
-route add 192.0.2.${n}2/32 via 10.0.0.1$n dev to-n$n onlink
-route add 10.244.$n.0/24 via 10.0.0.1$n dev to-n$n onlink
-B
-        # With second and third egress addresses for the gateways.
-        batch n$n <<B
-addr add 10.0.0.1$n/32 dev eth0
-link set eth0 up
-route add 10.0.0.1 dev eth0 scope link
-route add default via 10.0.0.1
-addr add 192.0.2.${n}1/32 dev eth0
-addr add 192.0.2.${n}2/32 dev eth0
-B
-        # Cilium's devices. It turns reverse-path filtering off on its own and moves the local table to 100.
-        ns n$n sysctl -qw net.ipv4.conf.default.rp_filter=0
-        {
-            cat <<B
-link add cilium_host mtu 1500 type veth peer name cilium_net
-link set cilium_net up
-link set cilium_host up
-addr add 10.244.$n.1/32 dev cilium_host
-link add cilium_vxlan address $(mac "$n") mtu 1450 type vxlan external dstport 8472
-link set cilium_vxlan up
-rule add priority 100 lookup local
-rule del priority 0
-B
-            for peer in 1 2 3; do
-                [ $peer = $n ] && continue
-                cat <<B
-route add 10.244.$peer.0/24 encap ip id 6 dst 10.0.0.1$peer via 10.244.$peer.1 dev cilium_vxlan src 10.244.$n.1 mtu 1450 onlink
-neigh add 10.244.$peer.1 lladdr $(mac "$peer") dev cilium_vxlan nud permanent
-B
-            done
-        } | batch n$n
-        ns n$n sysctl -qw net.ipv4.conf.default.rp_filter=1
-        # Cilium's masquerade for pods without a policy.
-        ns n$n nft -f - <<N
-table ip cilium_standin {
-    chain postrouting {
-        type nat hook postrouting priority srcnat;
-        oifname "eth0" ip saddr 10.244.$n.0/24 ip daddr != 10.244.0.0/16 masquerade
-    }
-}
-N
+        network "n$n"
         cat > "$D/inventory/node-n$n.yaml" <<Y
 apiVersion: v1
 kind: Node
@@ -261,6 +274,14 @@ filter add dev lxc$name ingress bpf da obj ${LAB_BPF:-$D/host_routing.bpf.o} sec
 B
     fi
     plugin "$node" ADD "$name"
+}
+
+# Whatever ran on the node must have ended before: a process, or a pod's end of a veth pair, would keep the old kernel state.
+reboot() {
+    ip netns del "$P-$1"
+    # The kernel takes the namespace apart a moment later, and with it the router's end of the node's uplink.
+    for _ in $(seq 100); do ns r ip link show "to-$1" > /dev/null 2>&1 || break; sleep 0.05; done
+    network "$1"
 }
 
 # What tests start has SIGTERM blocked, and nothing here has anything to lose. A process that has ended may have left its number
