@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes a Debian package of the three programs, with units, manual pages and completions.
 #   install/debian.sh DIRECTORY_OF_PROGRAMS [OUTPUT_DIRECTORY]
-# Needs dpkg-deb and help2man (Debian's package of that name; HELP2MAN=PROGRAM takes another), and installs nothing.
+# Needs dpkg-deb and help2man (Debian's package of that name; HELP2MAN=PROGRAM takes another), and installs nothing. Most of
+# its time goes into compressing: DPKG_DEB_COMPRESSOR_TYPE=none makes a package to try out, in a few seconds.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 if [ $# -lt 1 ]; then echo "usage: install/debian.sh DIRECTORY_OF_PROGRAMS [OUTPUT_DIRECTORY]" >&2; exit 2; fi
@@ -59,11 +60,15 @@ for program in culvertd culvertctl; do
     "$programs/$program" --generate-completion-script fish > "$tree/usr/share/fish/vendor_completions.d/$program.fish"
 done
 
+# The configuration that the units read, with every default; dpkg leaves alone what the administrator makes of it.
+install -d "$tree/etc/culvert/inventory.d"
+install -m 0644 "$root/install/culvertd.yaml" "$tree/etc/culvert/"
 install -m 0644 "$root/install/culvertd.yaml" "$root"/docs/examples/egress-*.yaml "$tree/usr/share/doc/culvert/examples/"
 gzip -9n < "$root/CHANGELOG.md" > "$tree/usr/share/doc/culvert/changelog.gz"
 install -m 0644 "$root/LICENSE" "$tree/usr/share/doc/culvert/copyright"
 
 install -d "$tree/DEBIAN"
+echo /etc/culvert/culvertd.yaml > "$tree/DEBIAN/conffiles"
 # What the helper is linked against, by the packages that have these libraries here.
 depends=$(ldd "$programs/culvertd" "$programs/culvertctl" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p' | sort -u | while read -r library; do
     dpkg-query -S "$library" "$(realpath "$library")" "/usr$library" 2> /dev/null | head -n 1 | sed 's/:.*//' || true
@@ -82,7 +87,7 @@ Description: egress gateways for pods, and a mesh of sites, inside Cilium's over
  A CNI plugin, its helper and a command-line tool. Packets of chosen pods leave
  the cluster by chosen nodes, from a pod's first packet on.
  .
- Nothing is started before /etc/culvert/culvertd.yaml is there.
+ Nothing runs before "systemctl enable --now culvertd culvert-install".
 CONTROL
 install -m 0755 "$root"/install/debian/{postinst,prerm,postrm} "$tree/DEBIAN/"
 mkdir -p "$output"

@@ -148,6 +148,8 @@ check "the stand-in for the API server, judged by kubectl and the Python client"
     bash Tests/StandIn/check.sh > "$work/beside-0" 2>&1 & waiting+=($!)
 check "manifests, Helm chart and units" 'checks passed|exposure|objects' \
     env MANIFESTS_VENV="$root/.build/manifests" bash Tests/Manifests/check.sh > "$work/beside-1" 2>&1 & waiting+=($!)
+check "the Debian package under a real systemd" 'checks passed|exposure' \
+    bash Tests/Systemd/check.sh "$root/.build/debug" > "$work/beside-2" 2>&1 & waiting+=($!)
 together
 # A process each: both suites block threads of the pool while they wait for programs, which holds up the other's tasks. Both
 # wait more than they work.
