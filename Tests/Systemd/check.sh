@@ -16,6 +16,8 @@ work=$(mktemp -d /tmp/culvert-systemd.XXXXXX)
 # The helpers of the lab are not root, and read the inventory.
 chmod 0755 "$work"
 lab=$work/lab P=cvs$$
+# vxlan is what every kernel has.
+configuration="encapsulation: {protocol: ${CULVERT_LAB_PROTOCOL:-vxlan}}"
 machine_shell= machine_pid= checks=0
 lab() { LAB_BIN=$programs LAB_CONFIG=$work/lab.yaml "$root/Tests/Lab/lab.sh" "$1" "$P" "$lab" "${@:2}"; }
 cleanup() {
@@ -74,7 +76,7 @@ pod() {
     done
     same "$1: the first packet leaves with $2" "$2" "$from"
 }
-# What the kernel has on the node, but for what it numbers anew each time.
+# What the kernel has on the node, without what has another number after each start.
 kernel() {
     nsenter "--net=/run/netns/$P-n1" bash -c '
         ip -d link 2> /dev/null | sed "s/^[0-9]*: //; s/@[^:]*:/:/; s/link.ether [0-9a-f:]*//; s/link-netnsid [0-9]*//; s/link-netns [^ ]*//"
@@ -82,8 +84,8 @@ kernel() {
         nft list ruleset
         sysctl -a 2> /dev/null | grep "^net\.ip" | grep -v "fs_addr_\|stable_secret"'
 }
-# Without what dpkg itself keeps, logs, what systemd and host-local remember, and the user, whom a package leaves
-# (docs/uninstall.md).
+# Files and directories that differ from those of the machine as it was made. Left out are what dpkg itself keeps, logs, what
+# systemd and host-local remember, and the list of users: a package leaves its user (docs/uninstall.md).
 files() {
     machine_files | grep -vE '^(var/(lib/(dpkg|apt|PackageKit|systemd|containerd)|log|cache|tmp)|var/lib/cni/networks/pods/last_reserved_ip.0|etc/(passwd|group|shadow|gshadow)-?|etc/\.pwd\.lock|root)[/ ]'
 }
@@ -101,7 +103,7 @@ as_before() {
 units_run() { on_machine systemctl is-active --quiet culvertd culvert-install; }
 # started_again TIMES: culvertd has ended and was started so many times since the machine was.
 started_again() { [ "$(on_machine systemctl show -P NRestarts culvertd)" = "$1" ] && on_machine systemctl is-active --quiet culvertd; }
-is_ok() { on_machine culvertctl status | tee "$work/status" | head -n 1 | grep -qx OK; }
+is_ok() { [[ $(on_machine culvertctl status) = OK$'\n'* ]]; }
 # By the file that the runtime takes first, and with a program where the runtime looks for it.
 is_chained() {
     [ "$(plugins_of "$(on_machine find /etc/cni/net.d -name '*.conflist' | sort | head -n 1)")" = "ptp culvert" ] &&
@@ -127,7 +129,7 @@ if [ -z "$package" ]; then
 fi
 
 say "a machine with containerd"
-printf 'encapsulation: {protocol: vxlan}\n' > "$work/lab.yaml"
+echo "$configuration" > "$work/lab.yaml"
 mkdir "$lab" && chmod 0755 "$lab"
 lab up
 cat > "$lab/inventory/shop.yaml" <<'Y'
@@ -154,7 +156,8 @@ conf["plugins"].pop()
 conf["name"] = "pods"
 print(json.dumps(conf, indent=2))
 Y
-# As Debian's package has it, and the pods' image; without what this computer may refuse (control groups of version 2, scores).
+# containerd as Debian configures it, and the image of the pods. Control groups and OOM scores are left out: this computer may
+# refuse them, and nothing here depends on them.
 mkdir -p "$machine/root/etc/containerd" "$machine/root/etc/systemd/system/multi-user.target.wants"
 cat > "$machine/root/etc/containerd/config.toml" <<'T'
 version = 2
@@ -187,7 +190,7 @@ on_machine bash -c "cd /root && $first" > "$work/said" 2>&1 < /dev/null || { cat
 passed "$first"
 same "nothing runs before the second command" "inactive inactive" "$(on_machine systemctl is-active culvertd culvert-install | paste -sd' ')"
 # What the README says is done in between: the configuration.
-printf 'encapsulation: {protocol: vxlan}\n' > "$machine/root/etc/culvert/culvertd.yaml"
+echo "$configuration" > "$machine/root/etc/culvert/culvertd.yaml"
 cp "$lab"/inventory/*.yaml "$machine/root/etc/culvert/inventory.d/"
 on_machine bash -c "$second" > "$work/said" 2>&1 || { cat "$work/said"; failed "$second"; }
 passed "$second"
@@ -234,7 +237,7 @@ before=$(on_machine systemctl show -P MainPID culvertd)
 on_machine bash -c "cd /root && dpkg -i ./culvert_*.deb" > "$work/said" 2>&1 < /dev/null || { cat "$work/said"; failed "dpkg -i once more"; }
 everything_runs "after an upgrade"
 [ "$before" != "$(on_machine systemctl show -P MainPID culvertd)" ] || failed "an upgrade does not start the new helper"
-same "the configuration stays" "encapsulation: {protocol: vxlan}" "$(cat "$machine/root/etc/culvert/culvertd.yaml")"
+same "the configuration stays" "$configuration" "$(cat "$machine/root/etc/culvert/culvertd.yaml")"
 cri remove "$sandbox"
 pod "after an upgrade" 10.0.0.13
 

@@ -19,6 +19,8 @@ machine_make() {
         : > etc/fstab
         echo n1 > etc/hostname
         echo 0123456789abcdef0123456789abcdef > etc/machine-id
+        # dpkg would make the index of all manual pages anew each time.
+        rm -f var/lib/man-db/auto-update
         # Nothing of this computer's is started: not by links in /etc, not by scripts in /etc/init.d.
         ln -s /dev/null etc/systemd/system-generators/systemd-sysv-generator
         ln -s /usr/lib/systemd/system/multi-user.target etc/systemd/system/default.target
