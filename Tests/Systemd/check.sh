@@ -55,18 +55,18 @@ within() {
 }
 
 cri() { python3 "$here/cri.py" "/proc/$machine_pid/root/run/containerd/containerd.sock" "$@"; }
-# Which addresses the outside host has had datagrams from since the last call.
+# Which addresses the outside host has had datagrams from since the last pod was started.
 arrived() {
     nsenter "--net=/run/netns/$P-out" nft -j list set inet watch datagrams | python3 -c '
 import json, sys
 found = [e["set"] for e in json.load(sys.stdin)["nftables"] if "set" in e][0].get("elem", [])
 print(" ".join(sorted({e["elem"]["val"]["concat"][0] for e in found})) or "nobody")'
-    nsenter "--net=/run/netns/$P-out" nft flush set inet watch datagrams
 }
 # pod WHAT ADDRESS: a pod is started; its first packet leaves with this address.
 pods=0
 pod() {
     pods=$((pods + 1))
+    nsenter "--net=/run/netns/$P-out" nft flush set inet watch datagrams
     sandbox=$(cri run shop "0-0-$pods") || failed "$1: the pod does not start"
     local from=nobody
     for _ in $(seq 50); do
