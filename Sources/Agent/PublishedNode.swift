@@ -82,7 +82,9 @@ struct PublishedNode: Equatable {
     }
 
     /// By which each of two programs says that the node is its own.
-    private static let signs: Set = ["kilo.squat.ai/key", "kilo.squat.ai/last-seen", "kilo.squat.ai/discovered-endpoints"]
+    private static let signs: Set = [
+        "kilo.squat.ai/key", "kilo.squat.ai/last-seen", "kilo.squat.ai/discovered-endpoints",
+    ]
 
     /// As YAML. Values are single-quoted, where nothing is special but the quote itself.
     var manifest: String {

@@ -21,7 +21,8 @@ actor EventRecorder {
     private let clock: @Sendable () -> Date
 
     init(
-        client: KubernetesClient, nodeName: String, room: Int = 10_000, clock: @escaping @Sendable () -> Date = { Date() },
+        client: KubernetesClient, nodeName: String, room: Int = 10_000,
+        clock: @escaping @Sendable () -> Date = { Date() },
         logger: Logger
     ) {
         self.clock = clock

@@ -469,7 +469,8 @@ struct LifecycleTests {
         #expect(deletion.status == 0 && Date().timeIntervalSince(start) < 10, "\(deletion.output)")
         // Many DELs of b that nobody waits for any longer must not end the b that comes after them.
         let deletions = Shell.run(
-            "for i in $(seq 16); do \(Lab.script) plugin \(lab.prefix) \(lab.directory) n1 DEL b > /dev/null 2>&1 & done; wait")
+            "for i in $(seq 16); do \(Lab.script) plugin \(lab.prefix) \(lab.directory) n1 DEL b > /dev/null 2>&1 & done; wait"
+        )
         #expect(deletions.status == 0)
         let records = "\(lab.directory)/n1/deleted"
         #expect(Shell.run("ls \(records)").output == "\(lab.prefix)-a_eth0\n\(lab.prefix)-b_eth0\n")
