@@ -159,6 +159,25 @@ struct FirewallBatch {
         }
     }
 
+    /// Adds elements to a set that packets fill, by their whole keys.
+    mutating func add(flows: [[UInt8]], toSet name: String, seconds: UInt64) {
+        for start in stride(from: 0, to: flows.count, by: 256) {
+            guard let object = nftnl_set_alloc() else { return }
+            defer { nftnl_set_free(object) }
+            nftnl_set_set_str(object, UInt16(NFTNL_SET_TABLE.rawValue), Ownership.firewallTable)
+            nftnl_set_set_str(object, UInt16(NFTNL_SET_NAME.rawValue), name)
+            for key in flows[start..<min(start + 256, flows.count)] {
+                guard let item = nftnl_set_elem_alloc() else { return }
+                nftnl_set_elem_set(item, UInt16(NFTNL_SET_ELEM_KEY), key, UInt32(key.count))
+                nftnl_set_elem_set_u64(item, UInt16(NFTNL_SET_ELEM_TIMEOUT), seconds * 1000)
+                nftnl_set_elem_add(object, item)
+            }
+            add("nft add element inet culvert \(name)", NFT_MSG_NEWSETELEM, flags: NLM_F_CREATE, capacity: 65536) {
+                nftnl_set_elems_nlmsg_build_payload($0, object)
+            }
+        }
+    }
+
     private func put(_ element: FirewallSet.Element, _ set: FirewallSet, _ object: OpaquePointer) {
         func bytes(_ values: UInt32...) -> [UInt8] {
             values.flatMap { value in (0..<4).map { UInt8(truncatingIfNeeded: value >> (24 - 8 * UInt32($0))) } }

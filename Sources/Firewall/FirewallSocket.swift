@@ -28,6 +28,7 @@ public struct KernelFirewall {
     }
     var chains: [String: Chain] = [:]
     var sets: [String: Set] = [:]
+    public var setNames: Swift.Set<String> { Swift.Set(sets.keys) }
     public internal(set) var counters: [CountedRule] = []
     /// Keyed by chain and comment, to carry counters over a replacement.
     var counterValues: [String: RuleExpressions.Counter] = [:]
@@ -223,8 +224,13 @@ public final class FirewallSocket {
 
     /// Makes the change, as one transaction.
     ///
-    /// - Parameter counters: the kernel's table so far, whose counters go on counting.
-    public func apply(_ change: FirewallChange, wanted: FirewallTable?, counters: KernelFirewall? = nil) throws {
+    /// - Parameters:
+    ///   - counters: the kernel's table so far, whose counters go on counting.
+    ///   - flows: what is put into the set `Ownership.flowsWithoutZone` when it is made, with the rules that ask it.
+    public func apply(
+        _ change: FirewallChange, wanted: FirewallTable?, counters: KernelFirewall? = nil,
+        flowsWithoutZone flows: [[UInt8]] = []
+    ) throws {
         var batch = FirewallBatch(firstSequence: sequence)
         func start(_ rule: FirewallRule, _ chain: String, _ before: [String: RuleExpressions.Counter])
             -> RuleExpressions
@@ -239,7 +245,7 @@ public final class FirewallSocket {
             batch.addTable()
             batch.deleteTable(operation: "nft delete table inet culvert")
             batch.addTable()
-            for set in wanted.sets { batch.add(set) }
+            for set in wanted.sets { add(set, flows, &batch) }
             for chain in wanted.chains {
                 batch.addChain(chain)
                 for rule in chain.rules {
@@ -259,7 +265,7 @@ public final class FirewallSocket {
                 }
             }
             for name in edit.staleSets { batch.deleteSet(name) }
-            for set in edit.newSets { batch.add(set) }
+            for set in edit.newSets { add(set, flows, &batch) }
             for set in wanted?.sets ?? [] {
                 if let elements = edit.removed[set.name] { batch.elements(elements, of: set, add: false) }
                 if let elements = edit.added[set.name] { batch.elements(elements, of: set, add: true) }
@@ -280,6 +286,15 @@ public final class FirewallSocket {
             }
         }
         try commit(&batch)
+    }
+
+    /// A connection that is older than this when it goes on is translated anew: as long as Linux remembers an idle one.
+    private static let longestFlow: UInt64 = 5 * 24 * 3600
+
+    private func add(_ set: FirewallSet, _ flows: [[UInt8]], _ batch: inout FirewallBatch) {
+        batch.add(set)
+        guard set.name == Ownership.flowsWithoutZone else { return }
+        batch.add(flows: flows, toSet: set.name, seconds: FirewallSocket.longestFlow)
     }
 
     /// Sends a transaction, and waits for the kernel's word.

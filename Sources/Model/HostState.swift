@@ -139,6 +139,8 @@ public enum Ownership {
     public static let inboundRulePriority: UInt32 = 104
     /// Connection tracking keeps what comes out of a tunnel in a zone per egress identity: this one and those after it.
     public static let firstZone: UInt16 = 11000
+    /// Set of the firewall: flows out of tunnels that began under a release without such zones, and go on without one.
+    public static let flowsWithoutZone = "flows_without_zone"
     /// Metric of IPv6 routes that have none of their own (linux/ipv6_route.h, `IP6_RT_PRIO_USER`).
     public static let defaultMetricV6: UInt32 = 1024
     /// Metric of the `unreachable` backstops: above every metric that a route daemon would use.

@@ -43,6 +43,10 @@ public final class ConnectionTracking {
         static let zone = 18
         static let filter = 25
         static let tupleAddresses = 1
+        static let tupleProtocol = 2
+        static let protocolNumber = 1
+        static let protocolSourcePort = 2
+        static let protocolDestinationPort = 3
         static let tupleZone = 3
         static let addressSource = 1
         static let addressDestination = 2
@@ -102,6 +106,44 @@ public final class ConnectionTracking {
         }
         try delete(stale)
         return stale.count
+    }
+
+    /// Connections of the usual zone whose source was translated, as keys of the firewall's sets of flows: source,
+    /// destination, protocol, and both ports, each from a multiple of four bytes on. TCP and UDP only.
+    ///
+    /// - Parameter most: so many, and no more.
+    public func translatedFlows(most: Int) throws -> [[UInt8]] {
+        var flows: [[UInt8]] = []
+        let request = NetlinkMessage(
+            "conntrack -L", type: Message.get, flags: UInt16(NLM_F_DUMP), header: Header())
+        try socket.dump(request, restart: flows.removeAll()) { reply in
+            guard flows.count < most, let connection = Self.parse(reply), connection.zone == 0,
+                connection.zoneOfBoth.isEmpty, connection.answeredTo != connection.source
+            else { return }
+            for attribute in reply.attributes(after: MemoryLayout<Header>.size)
+            where attribute.type == Attribute.tupleOriginal {
+                if let flow = Self.flow(attribute.nested) { flows.append(flow) }
+            }
+        }
+        return flows
+    }
+
+    private static func flow(_ tuple: NetlinkAttributes) -> [UInt8]? {
+        var addresses: [Int: [UInt8]] = [:]
+        var ends: [Int: [UInt8]] = [:]
+        for attribute in tuple {
+            if attribute.type == Attribute.tupleAddresses {
+                for part in attribute.nested { addresses[part.type] = part.bytes }
+            } else if attribute.type == Attribute.tupleProtocol {
+                for part in attribute.nested { ends[part.type] = part.bytes }
+            }
+        }
+        guard let source = addresses[Attribute.addressSource], let destination = addresses[Attribute.addressDestination],
+            let transport = ends[Attribute.protocolNumber], transport == [UInt8(IPPROTO_TCP)] || transport == [17],
+            let from = ends[Attribute.protocolSourcePort], let to = ends[Attribute.protocolDestinationPort],
+            source.count == 4, destination.count == 4, from.count == 2, to.count == 2
+        else { return nil }
+        return source + destination + transport + [0, 0, 0] + from + [0, 0] + to + [0, 0]
     }
 
     /// - Parameter isWanted: of what the kernel lists; there may be millions.

@@ -42,6 +42,8 @@ enum FirewallPlan {
                     name: "remote_pods", key: .address, interval: true,
                     elements: IPRanges.merge(ranges).map { .init(first: $0.lowerBound, last: $0.upperBound) }))
         }
+        let zones = SourceTranslation.zones(tunnels: tunnels, serving: serving, mesh: mesh != nil)
+        if !zones.isEmpty { sets.append(SourceTranslation.flowsWithoutZone) }
         let overlayDevices = TunnelFilter.overlayDevices(overlay)
         var tracking = PodGuard.trackingChain(tables, overlayDevices: overlayDevices)
         if let tunnels {
@@ -53,7 +55,7 @@ enum FirewallPlan {
                 EchoFirewall.incoming(
                     local: tunnels.local, envelopes: envelopes, receives: receives,
                     refused: receives ? noGateway.flatMap(tunnels.devices) : [])
-                + SourceTranslation.zones(tunnels: tunnels, serving: serving, mesh: mesh != nil) + tracking.rules
+                + zones + tracking.rules
             chains.append(EchoFirewall.outgoing(local: tunnels.local, envelopes: envelopes))
         }
         chains += [

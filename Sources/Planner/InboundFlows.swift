@@ -53,7 +53,7 @@ enum InboundFlows {
     }
 
     /// Keys have the outside first.
-    private static let ofArriving: [PacketField] = [
+    static let ofArriving: [PacketField] = [
         .sourceAddress, .destinationAddress, .layer4Protocol, .sourcePort, .destinationPort,
     ]
     private static let ofLeaving: [PacketField] = [

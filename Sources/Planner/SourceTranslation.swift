@@ -56,10 +56,18 @@ enum SourceTranslation {
         serving.flatMap { egress -> [FirewallRule] in
             guard let tunnels, let zone = zone(egress, tunnels: tunnels, mesh: mesh) else { return [] }
             return tunnels.devices(of: egress.identity).map {
-                FirewallRule([.incoming($0, prefix: false, negated: false), .originalZone(zone)])
+                FirewallRule([
+                    .incoming($0, prefix: false, negated: false), .ipv4Only,
+                    .lookup(InboundFlows.ofArriving, set: Ownership.flowsWithoutZone, negated: true),
+                    .originalZone(zone),
+                ])
             }
         }
     }
+
+    /// Connections that began under a release before zones were: in a zone they would be translated anew, with another port,
+    /// and break. The helper puts them in when it makes the set (`FirewallSocket.apply`).
+    static let flowsWithoutZone = FirewallSet(name: Ownership.flowsWithoutZone, key: .flow, dynamicSize: 131_072)
 
     /// The egress address of each zone of connection tracking that this node uses.
     static func translations(tunnels: TunnelLinks?, serving: [GatewayEgress], mesh: Bool) -> [UInt16: IPAddress] {

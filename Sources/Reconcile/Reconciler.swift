@@ -489,10 +489,15 @@ public final class Reconciler {
     private func apply(_ change: FirewallChange, _ context: Context) throws {
         var counters: KernelFirewall?
         if case .some(let kernel) = context.observed.kernelFirewall { counters = kernel }
-        do { try firewall.apply(change, wanted: context.wanted.firewall, counters: counters) } catch {
+        let flows = FlowsWithoutZone.flows(kernel: counters, wanted: context.wanted.firewall)
+        do {
+            try firewall.apply(
+                change, wanted: context.wanted.firewall, counters: counters, flowsWithoutZone: flows)
+        } catch {
             // Somebody may have put something into our table that keeps a part of it from being changed.
             guard case .edit = change else { throw error }
-            try firewall.apply(.replace, wanted: context.wanted.firewall, counters: counters)
+            try firewall.apply(
+                .replace, wanted: context.wanted.firewall, counters: counters, flowsWithoutZone: flows)
         }
     }
 }

@@ -110,12 +110,16 @@ public final class Lab: Sendable {
     }
 
     /// Starts culvertd of these nodes, all at once, and waits until they are ready.
-    public func start(_ nodes: String...) throws { try start(nodes) }
-    private func start(_ nodes: [String]) throws {
+    ///
+    /// - Parameter programs: the directory that it is in, where that is another release's.
+    public func start(_ nodes: String..., programs: String = Shell.binaries) throws {
+        try start(nodes, programs: programs)
+    }
+    private func start(_ nodes: [String], programs: String = Shell.binaries) throws {
         try check(
             Shell.run(
                 "pids=; for n in \(nodes.joined(separator: " ")); do \(Lab.script) helper \(prefix) \(directory) $n & pids=\"$pids $!\"; done; for p in $pids; do wait $p || exit 1; done",
-                environment: environment, timeout: 200))
+                environment: environment.merging(["LAB_BIN": programs]) { _, new in new }, timeout: 200))
     }
     /// Starts culvertd of a node that is not to become ready, and waits only until it answers.
     public func startUnready(_ node: String) {
