@@ -108,9 +108,8 @@ public enum StatusAPI {
             )
         }
         for entry in adopted where !entry.policies.isEmpty {
-            warnings.append(
-                "\(entry.attachment.displayName) was there before Culvert: it has no routes with the smaller MTU, restart it"
-            )
+            guard let adoption = entry.adoption else { continue }
+            warnings.append("\(entry.attachment.displayName) \(adoption.text): \(adoption.remedy)")
         }
         return .make(
             ("summary", .string(summary.level.rawValue)),
@@ -146,6 +145,11 @@ public enum StatusAPI {
             ),
             ("nodes", .integer(Int64(inventory.nodes.count))), ("policies", .integer(Int64(plan.policies.count))),
             ("attachments", .integer(Int64(plan.attachments.count))), ("adopted", .integer(Int64(adopted.count))),
+            (
+                "adoptedBecause",
+                .object(
+                    plan.adoptions.sorted { $0.key < $1.key }.map { JSON.Member($0.key, .integer(Int64($0.value))) })
+            ),
             (
                 "firewall",
                 .array(

@@ -21,10 +21,14 @@ public actor NodeAgent {
         public var configuration: Configuration
         /// nil: this node has no part in a mesh.
         public var keys: WireGuardKeyFile?
+        /// Where the installer tells since when the plugin is in the chain; nil: nowhere.
+        public var stateDirectory: String?
         public init(
-            nodeName: String, runDirectory: String, configuration: Configuration, keys: WireGuardKeyFile? = nil
+            nodeName: String, runDirectory: String, configuration: Configuration, keys: WireGuardKeyFile? = nil,
+            stateDirectory: String? = nil
         ) {
             self.keys = keys
+            self.stateDirectory = stateDirectory
             self.nodeName = nodeName
             self.runDirectory = runDirectory
             self.configuration = configuration
@@ -67,6 +71,8 @@ public actor NodeAgent {
     var servedADDs = ServedADDs()
     /// What pods have that never had an ADD.
     private var adopted = AttachmentStore.Adopted()
+    /// Why pods were adopted, by attachment, as people were told last.
+    var toldAdoptions: [String: String] = [:]
     /// Attachments whose address is another pod's by now, by ID, with the pod.
     private var outlived: [String: Pod] = [:]
     /// Pods whose attachment has ended.
@@ -271,11 +277,16 @@ public actor NodeAgent {
     func refreshFacts() throws {
         let lastOverlay = facts.overlayAddress ?? facts.lastOverlayAddress
         let leftOut = facts.leftOutOfMesh
+        let bootBefore = facts.bootTime
         facts = try LocalFactsReader(socket: reconciler.socket).read(
             nodeName: settings.nodeName, node: inventory.nodes[settings.nodeName],
             wireGuardDevice: settings.keys == nil ? nil : settings.configuration.mesh.interface,
             before: facts.wireGuard)
         facts.lastOverlayAddress = facts.overlayAddress ?? lastOverlay
+        facts.chain = chainRecord
+        // A clock that is corrected a little is no news.
+        let boot = LocalFactsReader.bootTime
+        facts.bootTime = bootBefore.flatMap { abs($0 - boot) <= 2 ? $0 : nil } ?? boot
         if settings.configuration.mesh.kiloInterop {
             facts.leftOutOfMesh = silentForKilo(before: leftOut)
         }
@@ -286,6 +297,8 @@ public actor NodeAgent {
         facts.resolvedNames = resolvedNames
         publishNode()
     }
+
+    private var chainRecord: ChainRecord? { settings.stateDirectory.flatMap { ChainRecordFile.read($0) } }
 
     /// Nodes that Kilo would leave out of the mesh at this moment.
     ///
@@ -611,6 +624,8 @@ public actor NodeAgent {
         isInformed = true
         if endedPods.forgetOld(pods: new.pods, now: Date()) { saveEndedPods() }
         takeOverPods()
+        // Of a pod that starts soon after the plugin was chained for the first time, the truth is told at once.
+        if facts.chain == nil { facts.chain = chainRecord }
         // Of the inventory, facts depend on the own node (and with Kilo's nodes on who of them is there).
         if isFirst || own != new.nodes[settings.nodeName] || settings.configuration.mesh.kiloInterop {
             try? refreshFacts()

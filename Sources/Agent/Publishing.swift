@@ -28,11 +28,43 @@ extension NodeAgent {
     /// What follows from a new plan.
     func tellOthers() {
         tellOfPolicies()
+        tellOfAdoptedPods()
         askForPace()
         let publisher = publisher
         lookAtGateways()
         let events = plan.policies.compactMap(event)
         if !events.isEmpty { Task { for event in events { await publisher.record(event) } } }
+    }
+
+    /// Of each pod for which the plugin was not called, once; of others only how many there are.
+    private func tellOfAdoptedPods() {
+        let entries = plan.attachments.filter { $0.adoption != nil }
+        let adoptions = Dictionary(
+            entries.map { ($0.attachment.id, $0.adoption?.key ?? "") }, uniquingKeysWith: { first, _ in first })
+        if adoptions == toldAdoptions { return }
+        let isNews = adoptions.contains { toldAdoptions[$0.key] != $0.value }
+        let before = toldAdoptions
+        toldAdoptions = adoptions
+        guard isNews else { return }
+        logger.info(
+            "pods without an ADD were adopted",
+            metadata: Dictionary(
+                plan.adoptions.map { ($0.key, "\($0.value)") }, uniquingKeysWith: { first, _ in first }))
+        var events: [ObjectEvent] = []
+        for entry in entries where before[entry.attachment.id] != entry.adoption?.key {
+            guard let adoption = entry.adoption, case .notCalled = adoption else { continue }
+            logger.warning(
+                "a pod was adopted that started without Culvert",
+                metadata: ["pod": "\(entry.attachment.displayName)", "why": "\(adoption.text)"])
+            let attachment = entry.attachment
+            events.append(
+                ObjectEvent(
+                    .pod(namespace: attachment.podNamespace, name: attachment.podName, uid: attachment.podUID),
+                    reason: "PluginNotCalled", message: "on \(settings.nodeName): the pod \(adoption.text)"))
+        }
+        if events.isEmpty { return }
+        let publisher = publisher
+        Task { for event in events { await publisher.record(event) } }
     }
 
     /// Asks those that send echoes here for fewer, where there are many.

@@ -9,6 +9,8 @@ public struct ChainWatch {
     private var losses: ChainLosses
     private var missingSince: Double?
     private var said: [Report] = []
+    /// The plugin was not in the chain when this one first looked, or not any more since.
+    public private(set) var hasChained = false
 
     /// Seconds after which another network may take the place of one whose file has gone.
     public static let leaveAfter = 30.0
@@ -85,6 +87,7 @@ public struct ChainWatch {
             // The plugin was in the chain for a moment at least: an opponent that is quick is noticed too.
             losses.seenChained(at: now)
             if !chain.changes.isEmpty {
+                if !chain.isChained { hasChained = true }
                 // What was carried out is looked at before it is believed.
                 let after = ChainChoice.decide(try folder.read(), wishes)
                 guard case .chain(let result) = after, result.isChained, result.changes.isEmpty else {

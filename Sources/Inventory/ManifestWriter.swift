@@ -134,6 +134,7 @@ public enum ManifestWriter {
                 "status",
                 .make(
                     ("phase", .string(pod.phase)),
+                    ("startTime", pod.startTime.map { .string(Timestamp.text($0)) }),
                     ("podIPs", .array(pod.addresses.map { .make(("ip", .string("\($0)"))) })))
             ))
     }

@@ -220,6 +220,8 @@ public enum Manifests {
             uid: try metadata.string("uid") ?? "")
         pod.labels = try metadata.map("labels")
         pod.annotations = try metadata.map("annotations")
+        // A time that makes no sense takes nothing else with it.
+        pod.startTime = metadata.value["creationTimestamp"]?.string.flatMap { Timestamp.seconds($0) }
         if let spec = try reader.object("spec") {
             pod.nodeName = try spec.string("nodeName") ?? ""
             pod.serviceAccount = try spec.string("serviceAccountName") ?? ""
@@ -227,6 +229,7 @@ public enum Manifests {
         }
         if let status = try reader.object("status") {
             pod.phase = try status.string("phase") ?? ""
+            pod.startTime = status.value["startTime"]?.string.flatMap { Timestamp.seconds($0) } ?? pod.startTime
             var addresses: [IPAddress] = []
             if let address = try address(status, "podIP") { addresses.append(address) }
             for entry in try status.objects("podIPs") ?? [] {

@@ -234,6 +234,8 @@ struct WatchedObjects: Sendable {
             pod.annotations = pod.annotations.filter {
                 $0.key.hasPrefix("culvert.dev/") || $0.key == "kubernetes.io/config.hash"
             }
+            // Asked of pods with an address only: that it is told of each new pod would be one change of the inventory more.
+            if pod.addresses.isEmpty { pod.startTime = nil }
             return .pod(pod)
         default: return object
         }

@@ -30,6 +30,8 @@ public struct Attachment: Equatable, Sendable {
     public var formerOwners: Set<String>? = []
     /// Found by its Pod object rather than by an ADD: nothing inside the pod was changed.
     public var adopted = false
+    /// Of an adopted pod: when its Pod says that it started, seconds since 1970.
+    public var podStart: Int64?
 
     public init(
         containerID: String, interfaceName: String, network: String = "", podNamespace: String = "",

@@ -113,6 +113,8 @@ public struct Pod: Equatable, Sendable {
     public var hostNetwork = false
     public var phase = ""
     public var addresses: [IPAddress] = []
+    /// When the kubelet took it on, else when it was made, seconds since 1970; nil: not told. Its sandbox may be younger.
+    public var startTime: Int64?
     public init(namespace: String, name: String, uid: String) {
         self.namespace = namespace
         self.name = name

@@ -82,6 +82,10 @@ public struct LocalFacts: Equatable, Sendable {
     /// The API server's own Service address, which the kubelet tells every container (`KUBERNETES_SERVICE_HOST`); nil where
     /// the helper is no pod, or is told a name.
     public var apiServerAddress: IPAddress?
+    /// Since when the plugin is in the chain; nil: not known.
+    public var chain: ChainRecord?
+    /// When this node was started, seconds since 1970; nil: not known.
+    public var bootTime: Int64?
     /// False when the facts are those of no real node (`culvertctl plan` on a desk).
     public var isLive: Bool
 

@@ -23,6 +23,7 @@ extension Planner {
                 podNamespace: pod.namespace, podName: pod.name, podUID: pod.uid,
                 addresses: pod.addresses.map { IPNetwork(host: $0) }, defaultPolicy: defaultPolicy)
             attachment.adopted = true
+            attachment.podStart = pod.startTime
             adopted.append(attachment)
         }
         return adopted

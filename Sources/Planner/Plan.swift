@@ -32,6 +32,8 @@ public struct AttachmentPlan: Equatable, Sendable {
         public let egressAddress: IPAddress?
     }
     public let attachment: Attachment
+    /// Why it has no ADD; nil: it has one.
+    public var adoption: Adoption?
     public var policies: [Policy] = []
     public var table: UInt32?
     /// Smallest path MTU over its policies, bytes.

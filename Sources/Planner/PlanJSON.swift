@@ -217,6 +217,8 @@ public enum PlanJSON {
             ),
             ("table", entry.table.map { .integer(Int64($0)) } ?? .null),
             ("mtu", entry.mtu.map { .integer(Int64($0)) } ?? .null), ("adopted", .bool(attachment.adopted)),
+            ("adoption", entry.adoption.map { .string($0.key) }),
+            ("adoptionReason", entry.adoption.map { .string($0.text) }),
             ("refused", entry.refusal.isEmpty ? nil : .string(entry.refusal)),
             ("held", entry.isHeld ? .bool(true) : nil),
             ("holds", entry.holds.isEmpty ? nil : .array(entry.holds.map { .string($0) })),

@@ -101,6 +101,14 @@ public struct LocalFactsReader {
         return ways
     }
 
+    /// When this node was started, seconds since 1970, by what its clock says now.
+    public static var bootTime: Int64 {
+        var (now, running) = (timespec(), timespec())
+        clock_gettime(CLOCK_REALTIME, &now)
+        clock_gettime(CLOCK_BOOTTIME, &running)
+        return Int64(now.tv_sec) - Int64(running.tv_sec)
+    }
+
     /// A number below /proc/sys, of this process's own network namespace.
     static func setting(_ name: String) -> Int? {
         guard let text = try? String(contentsOfFile: "/proc/sys/\(name)", encoding: .utf8) else { return nil }

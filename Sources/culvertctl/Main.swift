@@ -124,7 +124,8 @@ struct StatusCommand: AsyncParsableCommand {
                 ("Underlay", "underlay"), ("Underlay MTU", "underlayMTU"), ("Nodes", "nodes"), ("Policies", "policies"),
                 ("Attachments", "attachments"), ("Adopted", "adopted"),
             ] {
-                text += "\(label):".padding(toLength: 18, withPad: " ", startingAt: 0) + Table.cell(status[key]) + "\n"
+                text += "\(label):".padding(toLength: 18, withPad: " ", startingAt: 0) + Table.cell(status[key])
+                text += (key == "adopted" ? AdoptionText.counts(status["adoptedBecause"]) : "") + "\n"
             }
             let repairs = (status["repairs"]?.members ?? []).map { "\($0.key) \(Table.cell($0.value))" }
             if !repairs.isEmpty {
@@ -148,6 +149,20 @@ struct StatusCommand: AsyncParsableCommand {
         }
         // Scripts ask whether all is well.
         if status["summary"]?.string != "OK" { throw ExitCode(1) }
+    }
+}
+
+/// Why pods were adopted, in a few words.
+enum AdoptionText {
+    private static let words = [
+        "pluginNotCalled": "the plugin was not called", "beforeCulvert": "there before Culvert", "notKnown": "why is not known",
+    ]
+    static func counts(_ counts: JSON?) -> String {
+        let parts = (counts?.members ?? []).map { "\(Table.cell($0.value)) \(words[$0.key] ?? $0.key)" }
+        return parts.isEmpty ? "" : " (\(parts.joined(separator: ", ")))"
+    }
+    static func note(_ row: JSON) -> String {
+        "adopted" + (row["adoption"]?.string.map { ": \(words[$0] ?? $0)" } ?? "")
     }
 }
 
@@ -216,7 +231,7 @@ enum AttachmentTable {
                 let held = row["held"]?.bool == true ? "HELD: " : "keeps what it had: "
                 let note =
                     row["holds"]?.elements?.first?.string.map { held + $0 } ?? row["refused"]?.string
-                    ?? (row["adopted"]?.bool == true ? "adopted" : row["uncovered"] != nil ? "IPv6 not covered" : "-")
+                    ?? (row["adopted"]?.bool == true ? AdoptionText.note(row) : row["uncovered"] != nil ? "IPv6 not covered" : "-")
                 return [
                     pod, Table.cell(row["addresses"]), list("name"), list("gateway"), list("egressAddress"),
                     Table.cell(row["table"]), Table.cell(row["mtu"]), note,

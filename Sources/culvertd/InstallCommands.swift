@@ -4,6 +4,7 @@ import Foundation
 import Installer
 import Inventory
 import Logging
+import Model
 import Synchronization
 
 /// Where a container runtime looks, as both commands need it.
@@ -97,6 +98,20 @@ struct Install: ParsableCommand {
         }
     }
 
+    /// Tells the helper since when the plugin is called.
+    ///
+    /// - Returns: why the helper cannot be told; empty where it can.
+    private func keepRecord(_ method: ChainMethod?, hasChained: Bool) -> String {
+        do {
+            try ChainRecordFile.keep(
+                ChainRecord(
+                    since: Int64(time(nil)), isFound: !hasChained,
+                    // What somebody else's entry says is not looked at.
+                    allowsWithoutHelper: method == nil || whenHelperUnavailable == "allow"), stateDir)
+            return ""
+        } catch { return "the helper cannot be told since when the plugin is in the chain: \(error)" }
+    }
+
     private func helperGroup() throws -> gid_t {
         guard let group else {
             let own = getegid()
@@ -142,6 +157,7 @@ struct Install: ParsableCommand {
 
     private func keep(_ watch: ChainWatch, _ file: PluginFile, _ source: String, _ logger: Logger) throws {
         var watch = watch
+        var recordProblem = ""
         let begin = ContinuousClock.now
         var chainedSince: ContinuousClock.Instant?
         var events = DirectoryWatch(directories.confDir)
@@ -151,7 +167,10 @@ struct Install: ParsableCommand {
             let elapsed = (now - begin) / .seconds(1)
             var pause: Int32 = 2000
             switch watch.step(now: elapsed) {
-            case .chained:
+            case .chained(_, let method):
+                let problem = keepRecord(method, hasChained: watch.hasChained)
+                if problem != recordProblem && !problem.isEmpty { logger.warning("\(problem)") }
+                recordProblem = problem
                 chainedSince = chainedSince ?? now
                 if once {
                     if let since = chainedSince, now - since >= Install.settling { return }
@@ -200,6 +219,7 @@ struct Uninstall: ParsableCommand {
             """)
 
     @OptionGroup var directories: RuntimeDirectories
+    @Option(help: "Directory of what outlives a reboot.") var stateDir = "/var/lib/culvert"
     @Flag(
         help:
             "Leave the plugin's program: a runtime that remembers the chain of running containers needs it for their DEL."
@@ -224,6 +244,7 @@ struct Uninstall: ParsableCommand {
                     "\(foreign.joined(separator: ", ")) in \(directories.confDir) still has an entry of Culvert's plugin that somebody else wrote: remove it (with Cilium: in the ConfigMap of cni.configMap), then run this again; until then the plugin stays"
                 )
             }
+            try ChainRecordFile.remove(stateDir)
             for plugin in plugins {
                 if keepPlugin {
                     logger.info("\(plugin.path) stays")

@@ -28,7 +28,7 @@ struct Run: AsyncParsableCommand {
     @Option(help: "Directory of manifests. (default: the configuration's, /etc/culvert/inventory.d)")
     var inventory: String?
     @Option(help: "Directory of the sockets and attachments.") var runDir = "/run/culvert"
-    @Option(help: "Directory of what outlives a reboot: the WireGuard key.") var stateDir = "/var/lib/culvert"
+    @Option(help: "Directory of what outlives a reboot.") var stateDir = "/var/lib/culvert"
     @Option(
         help: "Log level: trace, debug, info, notice, warning, error, critical. (default: the configuration's, info)")
     var logLevel: String?
@@ -78,7 +78,8 @@ struct Run: AsyncParsableCommand {
                 settings, nodeName: name, stateDirectory: stateDir, logger: logger)
             let agent = try NodeAgent(
                 settings: .init(
-                    nodeName: name, runDirectory: runDir, configuration: settings.planner, keys: keys),
+                    nodeName: name, runDirectory: runDir, configuration: settings.planner, keys: keys,
+                    stateDirectory: stateDir),
                 source: source, publisher: publisher, logger: logger)
             // Listening first, so that nothing that happens during the start is missed; and nobody is told of it before what
             // was is loaded.
@@ -152,6 +153,7 @@ struct CleanupCommand: AsyncParsableCommand {
     @Option(help: "Configuration file. (default: /etc/culvert/culvertd.yaml, where it exists)") var config: String?
     @Option(help: "Name of this node. (default: the configuration's, NODE_NAME, the host name)") var node: String?
     @Option(help: "Directory of the sockets and attachments.") var runDir = "/run/culvert"
+    @Option(help: "Directory of what outlives a reboot.") var stateDir = "/var/lib/culvert"
     @Flag(
         help: ArgumentHelp(
             "Remove what Kilo has left on this node, and nothing of Culvert's.",
@@ -164,6 +166,8 @@ struct CleanupCommand: AsyncParsableCommand {
         do {
             if kilo { return try removeKilo() }
             let changes = try Cleanup.run(runDirectory: runDir)
+            // Who had an ADD is not known any more: those pods must not be taken for pods that had none.
+            try ChainRecordFile.remove(stateDir)
             print("removed: \(changes) changes to the kernel, and the records in \(runDir)")
             try await withdraw()
         } catch {

@@ -92,7 +92,7 @@ import Testing
             func anonymous(_ pods: [Pod]) -> [Pod] {
                 pods.map {
                     var pod = $0
-                    pod.uid = ""
+                    (pod.uid, pod.startTime) = ("", nil)
                     return pod
                 }
             }

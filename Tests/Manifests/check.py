@@ -67,7 +67,7 @@ CONTAINERS = {
                  {"/run/culvert": True, "/var/lib/culvert": True, "/etc/culvert": False,
                   "/var/run/secrets/kubernetes.io/serviceaccount": False}),
     "uninstall": (["/usr/local/bin/culvertd", "uninstall"], 0, NO_CAPABILITY,
-                  {"/etc/cni/net.d": True, "/opt/cni/bin": True}),
+                  {"/var/lib/culvert": True, "/etc/cni/net.d": True, "/opt/cni/bin": True}),
     "cleanup": (["/usr/local/bin/culvertd", "cleanup"], UID, NET_ADMIN, {"/run/culvert": True}),
     "done": (["sleep", "infinity"], UID, NO_CAPABILITY, {}),
 }

@@ -146,6 +146,16 @@ import Testing
         #expect(error?.code == CNIError.Code.tryAgainLater.rawValue)
     }
 
+    /// As the plugin of the release before (06b13b5) sent them. That today's request says the same in the same words shows that
+    /// the helper of the release before reads it.
+    @Test(arguments: [
+        #"{"protocol":1,"command":"ADD","network":"cilium","containerID":"x-web","ifname":"eth0","addresses":["10.244.1.10/32"],"namespace":"default","name":"web","uid":"u-1","labels":{},"annotations":{"culvert.dev/egress-policy":"shop"},"defaultPolicy":"bank","timeoutMilliseconds":30000}"#,
+        #"{"protocol":1,"command":"DEL","network":"cilium","containerID":"x-web","ifname":"eth0","addresses":[],"namespace":"","name":"","uid":"","labels":{},"annotations":{},"defaultPolicy":"","timeoutMilliseconds":30000}"#,
+    ])
+    func aRequestOfTheReleaseBeforeIsReadAndWrittenInTheSameWords(_ text: String) throws {
+        #expect(try HelperRequest(message: Array(text.utf8)).json.text() == text)
+    }
+
     // MARK: what the verbs send
 
     static func run(_ command: String, _ helper: StubHelper, _ more: String, arguments: String = "") -> Plugin.Outcome {

@@ -27,7 +27,7 @@ import Testing
             kind: Pod
             metadata: {namespace: default, name: p, uid: u, labels: {app: a}, annotations: {culvert.dev/egress-policy: none}}
             spec: {nodeName: n1, hostNetwork: true, serviceAccountName: s}
-            status: {phase: Running, podIPs: [{ip: 10.244.1.9}, {ip: "fd00::9"}]}
+            status: {phase: Running, startTime: 2026-11-28T22:42:31Z, podIPs: [{ip: 10.244.1.9}, {ip: "fd00::9"}]}
             ---
             apiVersion: v1
             kind: Namespace

@@ -38,7 +38,14 @@ struct InstallTests {
             Shell.run("\(prefix) \(installCommand) \(more)", timeout: timeout)
         }
         func uninstall(_ more: String = "") -> CommandResult {
-            Shell.run("\(Shell.binaries)/culvertd uninstall --conf-dir \(conf) --bin-dir \(bin) \(more)")
+            Shell.run("\(uninstallCommand) \(more)")
+        }
+        var uninstallCommand: String {
+            "\(Shell.binaries)/culvertd uninstall --conf-dir \(conf) --bin-dir \(bin) --state-dir \(path)/state"
+        }
+        /// What the installer tells the helper.
+        var record: JSON? {
+            FileManager.default.contents(atPath: path + "/state/chained.json").flatMap { try? JSON.parse([UInt8]($0)) }
         }
         /// Every file's name, mode and content.
         var state: String {
@@ -70,15 +77,28 @@ struct InstallTests {
             Shell.run("stat -c %a \(node.path)/run \(node.path)/run/deleted \(node.path)/state").output
                 == "2770\n2770\n2770\n")
         // Once more changes nothing.
-        let chained = node.state
+        let (chained, record) = (node.state, node.record)
+        #expect(record?["found"] == .bool(false) && record?["allowsWithoutHelper"] == .bool(false))
+        sleep(1)
         #expect(node.install("--once --chain-by \(method)").status == 0)
         #expect(node.state == chained)
+        #expect(node.record == record, "the first time counts")
         for _ in 0..<2 {
             let undone = node.uninstall()
             #expect(undone.status == 0, "\(undone.errors)")
             #expect(node.state == before)
             #expect(!FileManager.default.fileExists(atPath: node.bin + "/culvert"))
+            #expect(node.record == nil)
         }
+    }
+
+    /// The less is known, the less is claimed: somebody else has chained the plugin, and may let it allow anything.
+    @Test func whatIsChainedAlreadyIsRecordedAsFound() throws {
+        let node = try Node()
+        try node.write(
+            "05-cilium.conflist", #"{"name":"cilium","plugins":[{"type":"cilium-cni"},{"type":"culvert"}]}"#)
+        #expect(node.install().status == 0)
+        #expect(node.record?["found"] == .bool(true) && node.record?["allowsWithoutHelper"] == .bool(true))
     }
 
     @Test func aDropInIsChosenWhereTheRuntimeIsKnownToReadIt() throws {
@@ -199,7 +219,7 @@ struct InstallTests {
             for i in $(seq 200); do grep -q '"new":1' \(node.conf)/02-culvert.conflist && break; sleep 0.05; done
             rm \(node.bin)/culvert
             for i in $(seq 200); do test -x \(node.bin)/culvert && break; sleep 0.05; done
-            \(Shell.binaries)/culvertd uninstall --conf-dir \(node.conf) --bin-dir \(node.bin) 2>&1 | grep -c 'stop it first'
+            \(node.uninstallCommand) 2>&1 | grep -c 'stop it first'
             \(Self.stop)
             """)
         #expect(result.output == "1\nexit 0\n", "\(result.output) \(result.errors)")

@@ -176,9 +176,15 @@ struct KubernetesProgramTests {
         #expect(cluster.api.counters().denials.isEmpty)
     }
 
-    @Test func podsThatWereThereFirstAreAdopted() throws {
+    @Test func podsWithoutAnADDAreAdoptedAndAnEventSaysForWhichThePluginWasNotCalled() throws {
         let cluster = try Cluster("kc")
         let lab = cluster.lab
+        // The plugin is in the chain for long.
+        Shell.run(
+            """
+            mkdir -p \(lab.directory)/n1/state && chown 65534:65534 \(lab.directory)/n1/state
+            echo '{"since": "2020-01-01T00:00:00Z", "found": false, "allowsWithoutHelper": false}' > \(lab.directory)/n1/state/chained.json
+            """)
         cluster.apply(yaml: Lab.policy("shop", app: "shop"))
         cluster.api.apply(
             [
@@ -192,6 +198,15 @@ struct KubernetesProgramTests {
         let attachments = lab.api("n1", "/v1/attachments")?.elements ?? []
         #expect(attachments.count == 1 && attachments.first?["adopted"]?.bool == true, "\(attachments)")
         #expect(lab.run(in: "n1", "ip rule show").output.contains("from 10.244.1.20 lookup 47000"))
+        #expect(attachments.first?["adoption"]?.string == "pluginNotCalled", "\(attachments)")
+        func event() -> JSON? {
+            cluster.api.get("/api/v1/namespaces/default/events")?["items"]?.elements?.first {
+                $0["reason"]?.string == "PluginNotCalled"
+            }
+        }
+        #expect(lab.eventually { event() != nil }, "\(lab.log("n1").suffix(1000))")
+        #expect(event()?["involvedObject"]?["name"]?.string == "old")
+        #expect(event()?["message"]?.string?.contains("on n1: the pod started without Culvert") == true)
     }
 
     /// The kubelet reports a pod's end some seconds after its DEL, and until then the API shows it running with its address.

@@ -7,6 +7,7 @@ import Testing
 @Suite(.serialized, .enabled(if: Lab.isPossible, "needs root; install/test.sh runs it"))
 struct LifecycleTests {
     static let policy = Lab.policy("shop", app: "shop")
+    static let world = "203.0.113.10"
 
     /// Kernel state of a namespace without counters, and without what lives by itself (caches, dynamic neighbours).
     func snapshot(_ lab: Lab, _ namespace: String) -> String {
@@ -540,6 +541,56 @@ struct LifecycleTests {
         try lab.restart(
             ["n1"], configuration: "encapsulation: {protocol: \(Lab.tunnelProtocol)}\negress: {defaultPolicy: shop}")
         #expect(policies(lab)["old"] == ["shop"], "\(policies(lab))")
+    }
+
+    @Test func aPodForWhichThePluginWasNotCalledIsToldApartFromOneThatWasThereBefore() throws {
+        let lab = try Lab("ad")
+        try lab.inventory("policy.yaml", Self.policy)
+        func pod(_ name: String, _ address: String, started: Date) -> String {
+            pods((name, "shop", address)).replacingOccurrences(
+                of: "status: {", with: "status: {startTime: \(started.formatted(.iso8601)), ")
+        }
+        let old = pod("old", "10.244.1.20", started: Date(timeIntervalSince1970: 1_600_000_000))
+        try lab.inventory("pods.yaml", old)
+        try lab.start("n1")
+        func adoptions() -> JSON? { lab.api("n1", "/v1/status")?["adoptedBecause"] }
+        #expect(adoptions() == .make(("notKnown", .integer(1))), "nobody has said since when the plugin is called")
+        let (conf, bin) = ("\(lab.directory)/net.d", "\(lab.directory)/bin")
+        let directories = "--conf-dir \(conf) --bin-dir \(bin) --state-dir \(lab.directory)/n1/state"
+        let installed = Shell.run(
+            """
+            mkdir -p \(conf) \(bin); printf '{"name":"cilium","plugins":[{"type":"cilium-cni"}]}' > \(conf)/05-cilium.conflist
+            \(Shell.binaries)/culvertd install --once \(directories) --run-dir \(lab.directory)/n1 --group 65534
+            """)
+        #expect(installed.status == 0, "\(installed.errors)")
+        // Seconds are whole: what starts in the same moment is not told apart.
+        let started = Date().addingTimeInterval(3)
+        let begin = Date()
+        try lab.inventory("pods.yaml", old + pod("new", "10.244.1.21", started: started))
+        #expect(
+            lab.eventually(5) { lab.run(in: "n1", "ip rule").output.contains("from 10.244.1.21 ") }
+                && Date().timeIntervalSince(begin) < 1.5, "adopted after \(Date().timeIntervalSince(begin)) s")
+        #expect(
+            adoptions() == .make(("beforeCulvert", .integer(1)), ("pluginNotCalled", .integer(1))),
+            "\(String(describing: adoptions()))")
+        let status = lab.ctl("n1", "status").output
+        #expect(status.contains("2 (1 there before Culvert, 1 the plugin was not called)"), "\(status)")
+        #expect(status.contains("default/old was there before Culvert (it started at 2020-09-13T12:26:40Z"), "\(status)")
+        #expect(
+            status.contains(
+                "default/new started without Culvert: the plugin was not called (it started at \(started.formatted(.iso8601));"
+            ), "\(status)")
+        #expect(status.contains("look at the log of culvertd install"), "\(status)")
+        #expect(lab.log("n1").contains("a pod was adopted that started without Culvert"))
+        // The helper reads it again at its next start; cleanup forgets who had an ADD, and so this too.
+        lab.kill("n1")
+        let cleaned = lab.run(
+            in: "n1",
+            "\(Shell.binaries)/culvertd cleanup --run-dir \(lab.directory)/n1 --state-dir \(lab.directory)/n1/state")
+        #expect(cleaned.status == 0, "\(cleaned.errors)")
+        #expect(Shell.run("ls \(lab.directory)/n1/state").output == "")
+        try lab.start("n1")
+        #expect(adoptions() == .make(("notKnown", .integer(2))))
     }
 
     @Test func whatTheKernelRefusedIsThereByItselfWhenTheCauseIsGone() throws {

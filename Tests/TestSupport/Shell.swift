@@ -36,7 +36,7 @@ public enum Shell {
         // Foundation's Process, which needs a loopback interface that is up.
         let base = NSTemporaryDirectory() + "/\(prefix)-\(UUID().uuidString)"
         defer { for suffix in ["in", "out", "err"] { unlink("\(base).\(suffix)") } }
-        FileManager.default.createFile(atPath: base + ".in", contents: Data((input ?? "").utf8))
+        _ = FileManager.default.createFile(atPath: base + ".in", contents: Data((input ?? "").utf8))
         var variables = ProcessInfo.processInfo.environment
         variables["LAB_BIN"] = binaries
         for (key, value) in environment { variables[key] = value }
