@@ -147,4 +147,44 @@ struct UpgradeTests {
         // The connection goes on: nothing was said of it.
         #expect(text("steady").isEmpty, "\(text("steady"))")
     }
+
+    /// The release before kept no zones of connection tracking at a gateway.
+    @Test func aConnectionThatBeganWithoutAZoneGoesOn() throws {
+        let lab = try Lab("uz", tunnelProtocol: "vxlan")
+        try lab.inventory("policy.yaml", Lab.policy("shop", app: "shop"))
+        try lab.start("n1", "n3")
+        try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
+        lab.kill("n3")
+        // What of the release before's table this connection needs.
+        let made = lab.run(
+            in: "n3",
+            """
+            bash -c 'nft -f - <<N
+            delete table inet culvert
+            table inet culvert {
+                chain input {
+                    type filter hook input priority filter
+                    udp dport 8475 meta mark set meta mark or 0x10 accept
+                }
+                chain postrouting {
+                    type nat hook postrouting priority 90
+                    ip saddr != 10.244.3.1 iifname "cni-culvert*" oifname != "cni-culvert*" snat ip to 10.0.0.13
+                }
+            }
+            N'
+            """)
+        #expect(made.status == 0, "\(made.errors)")
+        lab.background(in: "out", "socat TCP-LISTEN:7100,fork,reuseaddr EXEC:cat")
+        usleep(300_000)
+        let steady = lab.start(
+            in: "a", "python3 \(Shell.packageRoot)/Tests/Lab/steady.py \(Self.world) 7100 3", timeout: 30)
+        usleep(700_000)
+        try lab.start("n3")
+        let result = steady.wait()
+        #expect(result.status == 0 && result.output.contains("lines"), "\(result.output) \(result.errors)")
+        let zones = lab.run(in: "n3", "nft list table inet culvert").output
+        #expect(zones.contains("ct original zone set") && zones.contains("10.244.1.10 . \(Self.world) . tcp"), "\(zones)")
+        // What begins now has its zone.
+        #expect(lab.run(in: "a", "bash -c 'exec 3<>/dev/tcp/\(Self.world)/7100; echo x >&3; head -c 1 <&3'").output == "x")
+    }
 }
