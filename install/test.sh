@@ -81,7 +81,7 @@ layer() {
         break
     done
     grep -E '^(✘|✔ Test |✔ Suite)|recorded an issue|^↳|with .* tests? ' "$log.plain" | grep -v 'Test case passing' || true
-    grep -E '^FailOverTests: ' "$log.plain" || true
+    grep -E '^(FailOverTests|UpgradeTests): ' "$log.plain" || true
     grep -E '^(StepPropertyTests|StepwiseTests|TransitionTests): ' "$log.plain" |
         awk -F: '{n[$1]++; last[$1] = $0; if ($1 == "TransitionTests") {split($NF, w, " "); wrong += w[1]; all += w[3]}}
             END {for (t in n) print (t == "TransitionTests" ? t ": " n[t] " changes, " wrong " of " all " datagrams left with a wrong address" : last[t])}' || true
@@ -155,6 +155,8 @@ together
 # wait more than they work.
 beside "API server as inventory" KubernetesTests env
 beside "etcd as inventory" EtcdTests env
+# With CULVERT_BIN_BEFORE from the release before; else this release takes both parts.
+beside "upgrade and back under traffic" UpgradeTests env CULVERT_LAB=1
 together
 run "whole programs" ProgramTests env CULVERT_LAB=1
 run "scenarios, natively with vxlan" EgressScenarioTests env CULVERT_LAB=1

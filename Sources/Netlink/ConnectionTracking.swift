@@ -138,7 +138,8 @@ public final class ConnectionTracking {
                 for part in attribute.nested { ends[part.type] = part.bytes }
             }
         }
-        guard let source = addresses[Attribute.addressSource], let destination = addresses[Attribute.addressDestination],
+        guard let source = addresses[Attribute.addressSource],
+            let destination = addresses[Attribute.addressDestination],
             let transport = ends[Attribute.protocolNumber], transport == [UInt8(IPPROTO_TCP)] || transport == [17],
             let from = ends[Attribute.protocolSourcePort], let to = ends[Attribute.protocolDestinationPort],
             source.count == 4, destination.count == 4, from.count == 2, to.count == 2

@@ -37,7 +37,10 @@ struct PlanOutcome {
         attachments.map { attachment in
             var entry = AttachmentPlan(attachment: attachment)
             let choice = assignment.choices[attachment.id] ?? .init()
-            if attachment.adopted { entry.adoption = Adoption(podStart: attachment.podStart, facts: facts) }
+            // On a desk nobody knows who had an ADD.
+            if attachment.adopted, facts.isLive {
+                entry.adoption = Adoption(podStart: attachment.podStart, facts: facts)
+            }
             entry.assigned = choice.policies
             entry.grantedAnnotation = choice.granted
             entry.refusal = choice.refusal

@@ -155,7 +155,8 @@ struct StatusCommand: AsyncParsableCommand {
 /// Why pods were adopted, in a few words.
 enum AdoptionText {
     private static let words = [
-        "pluginNotCalled": "the plugin was not called", "beforeCulvert": "there before Culvert", "notKnown": "why is not known",
+        "pluginNotCalled": "the plugin was not called", "beforeCulvert": "there before Culvert",
+        "notKnown": "why is not known",
     ]
     static func counts(_ counts: JSON?) -> String {
         let parts = (counts?.members ?? []).map { "\(Table.cell($0.value)) \(words[$0.key] ?? $0.key)" }
@@ -231,7 +232,8 @@ enum AttachmentTable {
                 let held = row["held"]?.bool == true ? "HELD: " : "keeps what it had: "
                 let note =
                     row["holds"]?.elements?.first?.string.map { held + $0 } ?? row["refused"]?.string
-                    ?? (row["adopted"]?.bool == true ? AdoptionText.note(row) : row["uncovered"] != nil ? "IPv6 not covered" : "-")
+                    ?? (row["adopted"]?.bool == true
+                        ? AdoptionText.note(row) : row["uncovered"] != nil ? "IPv6 not covered" : "-")
                 return [
                     pod, Table.cell(row["addresses"]), list("name"), list("gateway"), list("egressAddress"),
                     Table.cell(row["table"]), Table.cell(row["mtu"]), note,

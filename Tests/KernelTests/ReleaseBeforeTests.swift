@@ -4,9 +4,29 @@ import Testing
 
 @testable import Agent
 
-/// What the release before (06b13b5) has left on disk, byte for byte as its helpers wrote it in the lab.
+/// What the release before (06b13b5) has left on disk: the texts are those that its helpers wrote in the lab.
 /// `UpgradeTests` runs that release's programs where they are at hand.
 struct ReleaseBeforeTests {
+    /// A policy in the lists of both.
+    private static let shop = #"""
+        {
+          "source": "EgressPolicy",
+          "name": "shop",
+          "destinations": [
+            "0.0.0.0/0"
+          ],
+          "exclusions": [],
+          "egress": {
+            "kind": "address",
+            "value": "192.0.2.31"
+          },
+          "gateways": [
+            "n3"
+          ],
+          "standing": "inForce",
+          "reason": ""
+        }
+        """#
     static let attachment = #"""
         {
           "containerID": "x-web",
@@ -32,23 +52,7 @@ struct ReleaseBeforeTests {
           "hostName": "lxcweb",
           "version": 2,
           "assignment": [
-            {
-              "source": "EgressPolicy",
-              "name": "shop",
-              "destinations": [
-                "0.0.0.0/0"
-              ],
-              "exclusions": [],
-              "egress": {
-                "kind": "address",
-                "value": "192.0.2.31"
-              },
-              "gateways": [
-                "n3"
-              ],
-              "standing": "inForce",
-              "reason": ""
-            }
+        \#(shop)
           ]
         }
         """#
@@ -97,23 +101,7 @@ struct ReleaseBeforeTests {
         {
           "version": 2,
           "policies": [
-            {
-              "source": "EgressPolicy",
-              "name": "shop",
-              "destinations": [
-                "0.0.0.0/0"
-              ],
-              "exclusions": [],
-              "egress": {
-                "kind": "address",
-                "value": "192.0.2.31"
-              },
-              "gateways": [
-                "n3"
-              ],
-              "standing": "inForce",
-              "reason": ""
-            }
+        \#(shop)
           ]
         }
         """#

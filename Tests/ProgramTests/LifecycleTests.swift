@@ -575,7 +575,8 @@ struct LifecycleTests {
             "\(String(describing: adoptions()))")
         let status = lab.ctl("n1", "status").output
         #expect(status.contains("2 (1 there before Culvert, 1 the plugin was not called)"), "\(status)")
-        #expect(status.contains("default/old was there before Culvert (it started at 2020-09-13T12:26:40Z"), "\(status)")
+        #expect(
+            status.contains("default/old was there before Culvert (it started at 2020-09-13T12:26:40Z"), "\(status)")
         #expect(
             status.contains(
                 "default/new started without Culvert: the plugin was not called (it started at \(started.formatted(.iso8601));"

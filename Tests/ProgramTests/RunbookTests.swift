@@ -166,7 +166,9 @@ struct RunbookTests {
         try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
         #expect(lab.pings("a", LifecycleTests.world))
         // The release before had another plugin.
-        Shell.run("rm -f \(node.place)/bin/culvert; cp \(node.place)/plugin \(node.place)/bin/culvert; printf x >> \(node.place)/bin/culvert")
+        Shell.run(
+            "rm -f \(node.place)/bin/culvert; cp \(node.place)/plugin \(node.place)/bin/culvert; printf x >> \(node.place)/bin/culvert"
+        )
         let helper = lab.pid("n1")
         lab.forgetSeen()
         let pings = lab.start(in: "a", "ping -n -q -i 0.05 -c 60 -W 2 \(LifecycleTests.world)")

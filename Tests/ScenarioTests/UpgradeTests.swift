@@ -106,7 +106,8 @@ struct UpgradeTests {
         func exchange(_ node: String, _ programs: String) throws {
             lab.kill(node, signal: SIGTERM)
             try lab.start(node, programs: programs)
-            #expect(lab.eventually { lab.api(node, "/v1/diff") == .array([]) }, "\(node): \(lab.log(node).suffix(1000))")
+            #expect(
+                lab.eventually { lab.api(node, "/v1/diff") == .array([]) }, "\(node): \(lab.log(node).suffix(1000))")
             let attached = (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["containerID"]?.string }
             let own = Set(Self.pods.map { "\(lab.prefix)-t\($0.key)" })
             #expect(own.isSubset(of: attached), "\(node): \(attached)")
@@ -122,7 +123,8 @@ struct UpgradeTests {
 
         let started = starting.stop()
         Shell.run("kill -TERM $(cat \(lab.directory)/traffic.pid)")
-        let text = { (try? String(contentsOfFile: "\(lab.directory)/\($0).out", encoding: .utf8)) ?? "" } as (String) -> String
+        let text =
+            { (try? String(contentsOfFile: "\(lab.directory)/\($0).out", encoding: .utf8)) ?? "" } as (String) -> String
         #expect(lab.eventually(5) { text("traffic").contains("sent") })
         usleep(200_000)
         let sent = Int(text("traffic").split(separator: " ").first ?? "") ?? -1
@@ -183,8 +185,10 @@ struct UpgradeTests {
         let result = steady.wait()
         #expect(result.status == 0 && result.output.contains("lines"), "\(result.output) \(result.errors)")
         let zones = lab.run(in: "n3", "nft list table inet culvert").output
-        #expect(zones.contains("ct original zone set") && zones.contains("10.244.1.10 . \(Self.world) . tcp"), "\(zones)")
+        #expect(
+            zones.contains("ct original zone set") && zones.contains("10.244.1.10 . \(Self.world) . tcp"), "\(zones)")
         // What begins now has its zone.
-        #expect(lab.run(in: "a", "bash -c 'exec 3<>/dev/tcp/\(Self.world)/7100; echo x >&3; head -c 1 <&3'").output == "x")
+        #expect(
+            lab.run(in: "a", "bash -c 'exec 3<>/dev/tcp/\(Self.world)/7100; echo x >&3; head -c 1 <&3'").output == "x")
     }
 }
