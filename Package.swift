@@ -118,23 +118,27 @@ let package = Package(
             ]),
         // Puts the plugin onto a node and into the chain, and takes it away again.
         .target(name: "Installer", dependencies: ["CLinux", "Jansson"]),
+        // The commands of culvertctl, which culvertd has too.
+        .target(
+            name: "ControlCommands",
+            dependencies: [
+                "CNI", "Inventory", "Planner", "Model", "Jansson",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "NIOCore", package: "swift-nio"),
+                .product(name: "Yams", package: "Yams"),
+            ]),
         .executableTarget(
             name: "culvertd",
             dependencies: [
-                "API", "Agent", "CNI", "Etcd", "Installer", "Inventory", "Kubernetes", "Planner", "Model", "CLinux",
+                "API", "Agent", "CNI", "ControlCommands", "Etcd", "Installer", "Inventory", "Kubernetes", "Planner",
+                "Model", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "Logging", package: "swift-log"),
                 .product(name: "Yams", package: "Yams"),
             ]),
-        .executableTarget(
-            name: "culvertctl",
-            dependencies: [
-                "CNI", "Inventory", "Planner", "Model", "Jansson",
-                .product(name: "ArgumentParser", package: "swift-argument-parser"),
-                .product(name: "AsyncHTTPClient", package: "async-http-client"),
-                .product(name: "Yams", package: "Yams"),
-            ]),
+        .executableTarget(name: "culvertctl", dependencies: ["ControlCommands"]),
         .executableTarget(
             name: "culvert-bench", dependencies: ["Reconcile", "Planner", "Model", "CLinux"], path: "Benchmarks/Bench"),
         .target(

@@ -1,34 +1,48 @@
 #!/usr/bin/env bash
-# Assembles the file system of Culvert's image, without a container engine: the three programs, and of the libraries those
-# that they are linked against. Nothing else is in it, so no shell either.
-#   install/image.sh DIRECTORY_OF_PROGRAMS ROOT [--try]
-# ROOT must not exist. Prints the size of each part. --try starts the helper in it under containerd as a DaemonSet would:
-# not root, NET_ADMIN alone by file capability, read-only root, the default seccomp profile. --try needs root and containerd,
-# and starts a containerd of its own in a temporary directory.
+# Assembles the file system of Culvert's image, without a container engine: the programs, and of the libraries those that
+# they are linked against. Nothing else is in it, so no shell either. culvertctl is the helper's program under a second name:
+# most of the size is what Swift programs carry along, which is so in it once.
+#   install/image.sh DIRECTORY_OF_PROGRAMS ROOT [--archive FILE] [--try]
+# ROOT must not exist. Prints the size, and of what it consists. --archive also packs it, for `ctr images import` or
+# `podman load`. --try starts the helper in it under containerd as a DaemonSet would: not root, NET_ADMIN alone by file
+# capability, read-only root, the default seccomp profile. --try needs root and containerd, and starts a containerd of its own
+# in a temporary directory.
 set -euo pipefail
-if [ $# -lt 2 ]; then echo "usage: install/image.sh DIRECTORY_OF_PROGRAMS ROOT [--try]" >&2; exit 2; fi
+here=$(cd "$(dirname "$0")" && pwd)
+usage() { echo "usage: install/image.sh DIRECTORY_OF_PROGRAMS ROOT [--archive FILE] [--try]" >&2; exit 2; }
+[ $# -ge 2 ] || usage
 programs=$(cd "$1" && pwd)
 target=$2
+shift 2
+archive='' is_tried=''
+while [ $# -gt 0 ]; do
+    case $1 in
+    --archive) [ $# -ge 2 ] || usage; archive=$2; shift 2 ;;
+    --try) is_tried=1; shift ;;
+    *) usage ;;
+    esac
+done
 [ ! -e "$target" ] || { echo "$target exists already: name a directory that does not" >&2; exit 1; }
-for program in culvert culvertd culvertctl; do
+for program in culvert culvertd; do
     [ -x "$programs/$program" ] || { echo "$programs has no program $program: build it first, or name another directory" >&2; exit 1; }
 done
 uid=47110
 
 mkdir -p "$target"/{etc/culvert,run/culvert,var/lib/culvert,var/run,tmp,proc,sys,dev,usr/local/bin,usr/local/lib/culvert,opt/cni/bin,etc/cni/net.d,etc/ssl/certs}
 target=$(cd "$target" && pwd)
-for program in culvertd culvertctl; do strip --strip-all -o "$target/usr/local/bin/$program" "$programs/$program"; done
+strip --strip-all -o "$target/usr/local/bin/culvertd" "$programs/culvertd"
 cp "$programs/culvert" "$target/usr/local/lib/culvert/culvert"
-chmod 0755 "$target"/usr/local/bin/* "$target/usr/local/lib/culvert/culvert"
+chmod 0755 "$target/usr/local/bin/culvertd" "$target/usr/local/lib/culvert/culvert"
+ln -s culvertd "$target/usr/local/bin/culvertctl"
 # The libraries, under the names by which the programs ask for them; symbolic links are followed.
-libraries=$(ldd "$programs/culvertd" "$programs/culvertctl" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^\t\(\/[^ ]*ld-linux[^ ]*\) .*/\1/p' | sort -u)
+libraries=$(ldd "$programs/culvertd" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^\t\(\/[^ ]*ld-linux[^ ]*\) .*/\1/p' | sort -u)
 for library in $libraries; do
     install -D -m 0755 "$(realpath "$library")" "$target$library"
 done
 # Which the programs load when they look up names.
 for library in libnss_files.so.2 libnss_dns.so.2 libresolv.so.2; do
     found=$(ldconfig -p | sed -n "s/.*$library.*=> //p" | head -n 1)
-    [ -z "$found" ] || [ -e "$target$found" ] || install -D -m 0755 "$(realpath "$found")" "$target$found"
+    [ -z "$found" ] || [ -e "$target$found" ] || { install -D -m 0755 "$(realpath "$found")" "$target$found"; libraries+=" $found"; }
 done
 cat > "$target/etc/passwd" <<P
 root:x:0:0:root:/:/usr/sbin/nologin
@@ -42,17 +56,20 @@ echo 'hosts: files dns' > "$target/etc/nsswitch.conf"
 setcap cap_net_admin+p "$target/usr/local/bin/culvertd"
 getcap "$target/usr/local/bin/culvertd" | grep -q 'cap_net_admin=p' || { echo "the file system of $target keeps no file capabilities" >&2; exit 1; }
 
-kilobytes() { du -sk --apparent-size "$@" | awk '{ sum += $1 } END { printf "%d", sum }'; }
-echo "culvertd    $(kilobytes "$target/usr/local/bin/culvertd") kB"
-echo "culvertctl  $(kilobytes "$target/usr/local/bin/culvertctl") kB"
-echo "culvert     $(kilobytes "$target/usr/local/lib/culvert") kB"
-echo "libraries   $(for l in $libraries; do echo "$target$l"; done | xargs du -ck --apparent-size | tail -n 1 | cut -f 1) kB"
+kilobytes() { du -scb "$@" | awk 'END { printf "%d", ($1 + 512) / 1024 }'; }
+# The sum of symbols of the program, which has them until it is stripped.
+symbols() { nm -S -t d --defined-only "$programs/culvertd" | awk -v name="$1" '$4 ~ name { sum += $2 } END { printf "%d", (sum + 512) / 1024 }'; }
+echo "culvertd    $(kilobytes "$target/usr/local/bin/culvertd") kB, of which $(symbols '^_*icudt[0-9]+_dat$') kB are the tables of ICU that Foundation carries"
+echo "culvert     $(kilobytes "$target/usr/local/lib/culvert/culvert") kB"
+# shellcheck disable=SC2086
+echo "libraries   $(kilobytes $(for library in $libraries; do echo "$target$library"; done)) kB"
 echo "everything  $(kilobytes "$target") kB"
-for program in culvertd culvertctl; do
-    # The tables of ICU, which Foundation carries for dates, numbers and languages: read-only data.
-    echo "  read-only data in $program: $(size -A "$target/usr/local/bin/$program" | awk '$1 == ".rodata" { printf "%d", $2 / 1024 }') kB"
-done
-[ "${3:-}" = --try ] || exit 0
+if [ -n "$archive" ]; then
+    "$here/oci-archive.sh" "$target" "$archive" "culvert:$("$programs/culvertd" --version)" \
+        "{\"User\":\"$uid:$uid\",\"Entrypoint\":[\"/usr/local/bin/culvertd\"],\"Cmd\":[\"run\"]}"
+    echo "packed into $archive"
+fi
+[ -n "$is_tried" ] || exit 0
 
 work=$(mktemp -d)
 name=culvert-image-$$

@@ -8,6 +8,7 @@
 #include <linux/sock_diag.h>
 #include <linux/sockios.h>
 #include <sched.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
@@ -209,10 +210,18 @@ int culvert_raise_net_admin(void) {
     data[0].effective |= data[0].permitted & (1u << CAP_NET_ADMIN);
     return capabilities(1, data);
 }
+int culvert_is_called(const char *name) { return strcmp(program_invocation_short_name, name) == 0; }
+
 /* capset changes the calling thread alone, and threads inherit from the one that starts them. So with a file capability
-   of `+p` it has to be raised before there is a second thread: before main, since an async main already has several. */
-__attribute__((constructor)) static void raise_before_main(void) {
-    (void)culvert_raise_net_admin();
+   of `+p` it has to be raised before there is a second thread: before main, since an async main already has several.
+   Under the name of culvertctl the helper's program needs no capability, and gives up the one that it has by its file. */
+__attribute__((constructor)) static void capability_before_main(void) {
+    struct __user_cap_data_struct none[2] = {{0}};
+    if (culvert_is_called("culvertctl") && getauxval(AT_SECURE)) {
+        (void)capabilities(1, none);
+    } else {
+        (void)culvert_raise_net_admin();
+    }
 }
 
 int culvert_start_thread(void *(*body)(void *), void *argument, unsigned stack_kib) {

@@ -3,6 +3,7 @@ import Agent
 import ArgumentParser
 import CLinux
 import CNI
+import ControlCommands
 import Foundation
 import Inventory
 import Logging
@@ -10,7 +11,15 @@ import Model
 import ServiceLifecycle
 import Synchronization
 
+/// One program under two names: called as `culvertctl` (by a link, in the image and in the Debian package) it is that. The
+/// two would otherwise carry the same libraries twice.
 @main
+enum Main {
+    static func main() async {
+        if culvert_is_called("culvertctl") == 1 { await Culvertctl.main() } else { await Culvertd.main() }
+    }
+}
+
 struct Culvertd: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "culvertd",

@@ -90,6 +90,8 @@ int culvert_send_timeout(int socket, long milliseconds);
 int culvert_raise_net_admin(void);
 /// 1 when `CAP_NET_ADMIN` is effective, 0 when not.
 int culvert_has_net_admin(void);
+/// 1 when the program was started under this name, in whatever directory, 0 when not.
+int culvert_is_called(const char *name);
 
 /// Starts a detached thread with a stack of that many KiB. 0 or negative errno.
 int culvert_start_thread(void *(*body)(void *), void *argument, unsigned stack_kib);
