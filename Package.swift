@@ -42,7 +42,6 @@ let package = Package(
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
-        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
     ],
@@ -51,6 +50,7 @@ let package = Package(
         .systemLibrary(name: "CMnl", pkgConfig: "libmnl", providers: [.apt(["libmnl-dev"])]),
         .systemLibrary(name: "CNftnl", pkgConfig: "libnftnl", providers: [.apt(["libnftnl-dev"])]),
         .systemLibrary(name: "CJansson", providers: [.apt(["libjansson-dev"])]),
+        .systemLibrary(name: "CYAML", providers: [.apt(["libyaml-dev"])]),
 
         .target(name: "Jansson", dependencies: ["CJansson"], linkerSettings: janssonStatic),
         .target(name: "CNI", dependencies: ["Jansson"]),
@@ -75,7 +75,8 @@ let package = Package(
         .target(name: "Firewall", dependencies: ["Model", "Netlink", "CMnl", "CNftnl", "CLinux"]),
         .target(name: "WireGuard", dependencies: ["Model", "Netlink", "CMnl", "CLinux"]),
         .target(
-            name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", .product(name: "Yams", package: "Yams")]),
+            name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", "CYAML"],
+            linkerSettings: [.unsafeFlags(["-Xlinker", "-l:libyaml.a"])]),
         // What both clients of a cluster's servers share.
         .target(
             name: "ClusterTransport",
@@ -113,7 +114,9 @@ let package = Package(
             name: "API",
             dependencies: [
                 "Agent", "CNI", "Firewall", "Liveness", "Planner", "WireGuard", "Model", "Jansson",
-                .product(name: "Hummingbird", package: "hummingbird"),
+                .product(name: "HummingbirdCore", package: "hummingbird"),
+                .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOPosix", package: "swift-nio"),
+                .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "Logging", package: "swift-log"),
             ]),
         // Puts the plugin onto a node and into the chain, and takes it away again.
@@ -122,11 +125,10 @@ let package = Package(
         .target(
             name: "ControlCommands",
             dependencies: [
-                "CNI", "Inventory", "Planner", "Model", "Jansson",
+                "CLinux", "CNI", "Inventory", "Planner", "Model", "Jansson",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "NIOCore", package: "swift-nio"),
-                .product(name: "Yams", package: "Yams"),
             ]),
         .executableTarget(
             name: "culvertd",
@@ -136,7 +138,6 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "Logging", package: "swift-log"),
-                .product(name: "Yams", package: "Yams"),
             ]),
         .executableTarget(name: "culvertctl", dependencies: ["ControlCommands"]),
         .executableTarget(

@@ -1,63 +1,74 @@
 import Agent
 import CNI
-import Hummingbird
+import HTTPTypes
+import HummingbirdCore
 import Jansson
 import Logging
 import Model
+import NIOCore
+import NIOPosix
 import Planner
+import ServiceLifecycle
 
 /// `api.sock`: HTTP and JSON for people and tools.
 public enum StatusAPI {
+    /// The server, to be run. (HummingbirdCore has no router, and brings none of Foundation's tables with it.)
+    ///
     /// - Parameters:
     ///   - socket: path of the Unix socket.
     ///   - isReady: whether `cni.sock` listens.
     ///   - onServerRunning: called when the socket is there.
-    public static func application(
+    public static func server(
         socket: String, agent: NodeAgent, logger: Logger, isReady: @escaping @Sendable () -> Bool,
         onServerRunning: @escaping @Sendable () -> Void = {}
-    ) -> some ApplicationProtocol {
-        let router = Router()
-        router.get("/healthz") { _, _ in "ok\n" }
-        router.get("/readyz") { _, _ -> Response in
-            guard isReady() else { return text(.serviceUnavailable, "starting: cni.sock does not listen yet\n") }
+    ) throws -> any Service {
+        try HTTPServerBuilder.http1().buildServer(
+            configuration: .init(
+                address: .unixDomainSocket(path: socket), serverName: "culvertd/\(CulvertRelease.version)"),
+            eventLoopGroup: MultiThreadedEventLoopGroup.singleton, logger: logger,
+            responder: { request, writer, _ in
+                var response: Response
+                if request.method == .get {
+                    response = await answer(request.uri.path, agent: agent, isReady: isReady())
+                } else {
+                    response = text(.methodNotAllowed, "only GET is answered\n")
+                }
+                response.headers[.server] = "culvertd/\(CulvertRelease.version)"
+                try await writer.write(response: response.head, body: response.body)
+            }, onServerRunning: { _ in onServerRunning() })
+    }
+
+    private static func answer(_ path: String, agent: NodeAgent, isReady: Bool) async -> Response {
+        switch path {
+        case "/healthz": return text(.ok, "ok\n")
+        case "/readyz":
+            guard isReady else { return text(.serviceUnavailable, "starting: cni.sock does not listen yet\n") }
             let summary = StatusSummary(await agent.snapshot())
             return summary.unready.isEmpty
                 ? text(.ok, summary.level == .ok ? "ok\n" : "\(summary.line)\n")
                 : text(.serviceUnavailable, "\(summary.line)\n")
-        }
-        router.get("/v1/status") { _, _ in json(await status(agent)) }
-        router.get("/v1/nodes") { _, _ in json(await nodes(agent)) }
-        router.get("/v1/policies") { _, _ in
-            let plan = await agent.snapshot().plan
-            return json(.array(plan.policies.map(PlanJSON.policy)))
-        }
-        router.get("/v1/gateways") { _, _ in json(await GatewayAPI.render(agent)) }
-        router.get("/v1/attachments") { _, _ in
-            let plan = await agent.snapshot().plan
-            return json(.array(plan.attachments.map(PlanJSON.attachment)))
-        }
-        router.get("/v1/plan") { _, _ in json(PlanJSON.render(await agent.snapshot().plan)) }
-        router.get("/v1/topology") { _, _ in
-            json(MeshJSON.topology(await agent.topology, configuration: agent.configuration.mesh))
-        }
-        router.get("/v1/mtu") { _, _ in json(MeshJSON.mtu(await agent.snapshot().plan.meshMTU)) }
-        router.get("/v1/peers") { _, _ -> Response in
-            do { return json(try await peers(agent)) } catch {
-                return json(.make(("error", .string("\(error)"))), status: .internalServerError)
-            }
-        }
-        router.get("/v1/diff") { _, _ -> Response in
+        case "/v1/status": return json(await status(agent))
+        case "/v1/nodes": return json(await nodes(agent))
+        case "/v1/policies": return json(.array(await agent.snapshot().plan.policies.map(PlanJSON.policy)))
+        case "/v1/gateways": return json(await GatewayAPI.render(agent))
+        case "/v1/attachments":
+            return json(.array(await agent.snapshot().plan.attachments.map(PlanJSON.attachment)))
+        case "/v1/plan": return json(PlanJSON.render(await agent.snapshot().plan))
+        case "/v1/topology":
+            return json(MeshJSON.topology(await agent.topology, configuration: agent.configuration.mesh))
+        case "/v1/mtu": return json(MeshJSON.mtu(await agent.snapshot().plan.meshMTU))
+        case "/v1/peers":
+            do { return json(try await peers(agent)) } catch { return failure(error) }
+        case "/v1/diff":
             do {
                 return json(.array(try await agent.differences().map { .string($0) }))
-            } catch {
-                return json(.make(("error", .string("\(error)"))), status: .internalServerError)
-            }
+            } catch { return failure(error) }
+        default: return text(.notFound, "nothing is here; /v1/status is\n")
         }
-        return Application(
-            router: router,
-            configuration: .init(
-                address: .unixDomainSocket(path: socket), serverName: "culvertd/\(CulvertRelease.version)"),
-            onServerRunning: { _ in onServerRunning() }, logger: logger)
+    }
+
+    private static func failure(_ error: any Error) -> Response {
+        json(.make(("error", .string("\(error)"))), status: .internalServerError)
     }
 
     private static func text(_ status: HTTPResponse.Status, _ text: String) -> Response {

@@ -1,4 +1,4 @@
-import Foundation
+import FoundationEssentials
 import Model
 
 /// Pods whose attachment has ended here, by UID, with the addresses that they had: they are not adopted by those. (A new

@@ -1,6 +1,7 @@
 import CLinux
 import Firewall
-import Foundation
+import FoundationEssentials
+import Glibc
 import HelperProtocol
 import Inventory
 import Liveness

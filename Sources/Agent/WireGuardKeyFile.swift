@@ -1,6 +1,7 @@
 import CLinux
 import Crypto
-import Foundation
+import FoundationEssentials
+import Glibc
 import Inventory
 import Model
 
@@ -28,7 +29,7 @@ public struct WireGuardKeyFile: Sendable {
             guard let data = FileManager.default.contents(atPath: path) else {
                 throw Failure(description: "\(path) cannot be read by this user: chown it to the helper's user")
             }
-            let text = String(decoding: data, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
+            let text = String(decoding: data, as: UTF8.self).trimmed
             guard let bytes = WireGuardKey(text)?.bytes,
                 let read = try? Curve25519.KeyAgreement.PrivateKey(rawRepresentation: bytes)
             else {

@@ -210,6 +210,10 @@ int culvert_raise_net_admin(void) {
     data[0].effective |= data[0].permitted & (1u << CAP_NET_ADMIN);
     return capabilities(1, data);
 }
+int culvert_contains(const void *text, size_t length, const void *sought, size_t sought_length) {
+    return memmem(text, length, sought, sought_length) != NULL;
+}
+
 int culvert_is_called(const char *name) { return strcmp(program_invocation_short_name, name) == 0; }
 
 /* capset changes the calling thread alone, and threads inherit from the one that starts them. So with a file capability

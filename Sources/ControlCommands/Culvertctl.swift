@@ -1,13 +1,13 @@
 import ArgumentParser
 import AsyncHTTPClient
 import CNI
-import Foundation
+import FoundationEssentials
+import Glibc
 import Inventory
 import Jansson
 import Model
 import NIOCore
 import Planner
-import Yams
 
 /// The command line for people. It is a module of its own because two programs have it: `culvertctl`, and `culvertd` under
 /// that name.
@@ -57,7 +57,7 @@ struct HelperOptions: ParsableArguments {
         switch output {
         case .table: print(table(value), terminator: "")
         case .json: print(value.text(indent: 2))
-        case .yaml: print(YAML.text(value), terminator: "")
+        case .yaml: print(YAMLText.render(value), terminator: "")
         }
     }
 }
@@ -65,25 +65,6 @@ struct HelperOptions: ParsableArguments {
 struct Failure: Error, CustomStringConvertible {
     let description: String
     init(_ description: String) { self.description = description }
-}
-
-enum YAML {
-    static func text(_ value: JSON) -> String { (try? Yams.serialize(node: node(value))) ?? "" }
-
-    private static func node(_ value: JSON) -> Yams.Node {
-        switch value {
-        case .null: Yams.Node("null", Tag(.null))
-        case .bool(let flag): Yams.Node(flag ? "true" : "false", Tag(.bool))
-        case .integer(let number): Yams.Node("\(number)", Tag(.int))
-        case .real(let number): Yams.Node("\(number)", Tag(.float))
-        case .string(let text): Yams.Node(text, Tag(.str), .doubleQuoted)
-        case .array(let elements): Yams.Node(elements.map(node), Tag(.seq), elements.isEmpty ? .flow : .block)
-        case .object(let members):
-            Node(
-                members.map { (Yams.Node($0.key, Tag(.str)), node($0.value)) }, Tag(.map),
-                members.isEmpty ? .flow : .block)
-        }
-    }
 }
 
 /// Columns of text under their headings.
@@ -129,7 +110,7 @@ struct StatusCommand: AsyncParsableCommand {
                 ("Underlay", "underlay"), ("Underlay MTU", "underlayMTU"), ("Nodes", "nodes"), ("Policies", "policies"),
                 ("Attachments", "attachments"), ("Adopted", "adopted"),
             ] {
-                text += "\(label):".padding(toLength: 18, withPad: " ", startingAt: 0) + Table.cell(status[key])
+                text += "\(label):" + String(repeating: " ", count: 17 - label.count) + Table.cell(status[key])
                 text += (key == "adopted" ? AdoptionText.counts(status["adoptedBecause"]) : "") + "\n"
             }
             let repairs = (status["repairs"]?.members ?? []).map { "\($0.key) \(Table.cell($0.value))" }
@@ -280,7 +261,7 @@ enum OfflineInventory {
         var files = FileInventory(directory: directory)
         let content = files.read()
         for problem in content.problems {
-            FileHandle.standardError.write(Data("culvertctl: \(problem)\n".utf8))
+            StandardError.write("culvertctl: \(problem)\n")
         }
         guard content.unknown.isEmpty else {
             throw Failure("the inventory is not known completely: \(content.unknown.joined(separator: "; "))")
@@ -315,7 +296,7 @@ struct PlanCommand: ParsableCommand {
         let value = PlanJSON.render(plan)
         switch output {
         case .json: print(value.text(indent: 2))
-        case .yaml: print(YAML.text(value), terminator: "")
+        case .yaml: print(YAMLText.render(value), terminator: "")
         case .table: print(AttachmentTable.render(value["attachments"]?.elements ?? []), terminator: "")
         }
         let refused =
@@ -323,7 +304,7 @@ struct PlanCommand: ParsableCommand {
                 policy.refusal.map { "\(policy.source.rawValue) \(policy.name) is refused: \($0)" }
             }
             + plan.attachments.filter { !$0.refusal.isEmpty }.map { "\($0.attachment.displayName): \($0.refusal)" }
-        for line in refused { FileHandle.standardError.write(Data("culvertctl: \(line)\n".utf8)) }
+        for line in refused { StandardError.write("culvertctl: \(line)\n") }
         // Scripts ask whether all of the inventory can be carried out.
         if !refused.isEmpty { throw ExitCode(1) }
     }

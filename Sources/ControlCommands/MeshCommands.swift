@@ -1,5 +1,6 @@
 import ArgumentParser
-import Foundation
+import FoundationEssentials
+import Glibc
 import Inventory
 import Jansson
 import Model
@@ -54,10 +55,10 @@ struct Peers: AsyncParsableCommand {
     private func bytes(_ count: Int64) -> String {
         var value = Double(count)
         for unit in ["B", "KiB", "MiB", "GiB"] {
-            if value < 1024 { return unit == "B" ? "\(count) B" : String(format: "%.1f %@", value, unit) }
+            if value < 1024 { return unit == "B" ? "\(count) B" : "\(Decimals.one(value)) \(unit)" }
             value /= 1024
         }
-        return String(format: "%.1f TiB", value)
+        return "\(Decimals.one(value)) TiB"
     }
 }
 
@@ -93,7 +94,7 @@ struct Graph: AsyncParsableCommand {
         let topology = try await source.topology()
         switch source.helper.output {
         case .json: return print(topology.text(indent: 2))
-        case .yaml: return print(YAML.text(topology), terminator: "")
+        case .yaml: return print(YAMLText.render(topology), terminator: "")
         case .table: break
         }
         guard topology["segments"]?.elements?.isEmpty == false else {
@@ -125,7 +126,7 @@ struct ShowConf: AsyncParsableCommand {
         let conf = try WireGuardConf(topology, kind: kind, name: name)
         if asPeer {
             switch source.helper.output {
-            case .yaml: print(YAML.text(conf.peerObject), terminator: "")
+            case .yaml: print(YAMLText.render(conf.peerObject), terminator: "")
             case .json: print(conf.peerObject.text(indent: 2))
             case .table: print(conf.asPeer, terminator: "")
             }

@@ -1,4 +1,5 @@
-import Foundation
+import FoundationEssentials
+import Glibc
 import Jansson
 
 /// The mesh as a drawing, from the topology's JSON.
@@ -36,7 +37,7 @@ struct MeshDrawing {
     }
 
     private static func quoted(_ text: String) -> String {
-        "\"" + text.replacingOccurrences(of: "\\", with: "\\\\").replacingOccurrences(of: "\"", with: "\\\"") + "\""
+        "\"" + text.replacing("\\", with: "\\\\").replacing("\"", with: "\\\"") + "\""
     }
 
     // MARK: Graphviz
@@ -49,7 +50,7 @@ struct MeshDrawing {
             for node in segment.nodes {
                 let isGateway = node.name == segment.gateway
                 let label = ([node.name, node.address] + (isGateway ? [segment.address] : [])).joined(separator: "\n")
-                    .replacingOccurrences(of: "\n", with: "\\n")
+                    .replacing("\n", with: "\\n")
                 text +=
                     "    \(Self.quoted(node.name)) [label=\"\(label)\"\(isGateway ? ", fillcolor=\"#d6e9f8\"" : "")];\n"
             }
@@ -158,10 +159,10 @@ struct MeshDrawing {
         for index in boxes.indices { (boxes[index].x, boxes[index].y) = place(index) }
 
         func escape(_ text: String) -> String {
-            text.replacingOccurrences(of: "&", with: "&amp;").replacingOccurrences(of: "<", with: "&lt;")
-                .replacingOccurrences(of: ">", with: "&gt;")
+            text.replacing("&", with: "&amp;").replacing("<", with: "&lt;")
+                .replacing(">", with: "&gt;")
         }
-        func number(_ value: Double) -> String { String(format: "%.1f", value) }
+        func number(_ value: Double) -> String { Decimals.one(value) }
         func text(_ content: String, _ x: Double, _ y: Double, size: Int, fill: String, more: String = "") -> String {
             "<text x=\"\(number(x))\" y=\"\(number(y))\" font-size=\"\(size)\" fill=\"\(fill)\"\(more)>\(escape(content))</text>\n"
         }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import AsyncHTTPClient
-import Foundation
+import FoundationEssentials
+import Model
 import NIOCore
 
 /// Asks the helper whether it is ready: for a kubelet's probes, and for scripts that wait. Unlike `status` it prints one
@@ -35,7 +36,7 @@ struct ReadyCommand: AsyncParsableCommand {
             let response = try await client.execute(
                 HTTPClientRequest(url: url.absoluteString), timeout: .seconds(Int64(timeout)))
             let body = try await response.body.collect(upTo: 64 * 1024)
-            answer = (response.status == .ok, String(buffer: body).trimmingCharacters(in: .newlines))
+            answer = (response.status == .ok, String(buffer: body).trimming(\.isNewline))
         } catch {
             try? await client.shutdown()
             throw Failure(

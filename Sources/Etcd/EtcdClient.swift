@@ -1,6 +1,6 @@
 import AsyncHTTPClient
 import ClusterTransport
-import Foundation
+import FoundationEssentials
 import Jansson
 import NIOCore
 

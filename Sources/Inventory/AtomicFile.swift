@@ -1,5 +1,7 @@
 import CLinux
-import Foundation
+import FoundationEssentials
+import Glibc
+import Model
 
 /// Writing a file so that a crash leaves the old one or the new one: beside its place, and then renamed.
 public enum AtomicFile {
@@ -21,9 +23,9 @@ public enum AtomicFile {
     static func write(
         _ text: String, to path: String, mode: mode_t, sync: ((_ file: Int32) -> Int32)?
     ) throws(Failure) {
-        let directory = (path as NSString).deletingLastPathComponent
+        let directory = PathText.directory(of: path)
         // Hidden, so that nobody who lists the directory takes it for one of its files.
-        let temporary = directory + "/." + (path as NSString).lastPathComponent
+        let temporary = directory + "/." + PathText.name(of: path)
         unlink(temporary)
         let file = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard file >= 0 else { throw Failure(path: path, code: culvert_errno()) }

@@ -1,6 +1,7 @@
 import CLinux
 import Dispatch
-import Foundation
+import FoundationEssentials
+import Glibc
 
 /// The last inventory on disk: a list of manifests. It may hold preshared keys, so nobody else may read it.
 public enum InventoryCache {
@@ -22,7 +23,8 @@ public enum InventoryCache {
     /// Whether an object of this kind is in it. (The text is searched: thousands of objects are not read for it.)
     public static func has(_ kind: String, _ path: String) -> Bool {
         guard let data = FileManager.default.contents(atPath: path) else { return false }
-        return data.range(of: Data("\"kind\":\"\(kind)\"".utf8)) != nil
+        let sought = Array("\"kind\":\"\(kind)\"".utf8)
+        return data.withUnsafeBytes { culvert_contains($0.baseAddress, $0.count, sought, sought.count) } == 1
     }
 
     /// nil where there is none, or where it is damaged.

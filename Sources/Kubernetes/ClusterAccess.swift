@@ -1,8 +1,10 @@
 import CLinux
 import ClusterTransport
-import Foundation
+import FoundationEssentials
+import Glibc
 import Inventory
 import Jansson
+import Model
 
 /// How the API server is reached and who we are to it.
 public struct ClusterAccess: Equatable, Sendable {
@@ -139,7 +141,7 @@ public struct ClusterAccess: Equatable, Sendable {
             root = try YAMLDocuments.parse(text).first?.value ?? .null
         } catch { throw Failure("\(path): \(error.message)") }
         guard root.members != nil else { throw Failure("\(path): is not a kubeconfig") }
-        let base = (path as NSString).deletingLastPathComponent
+        let base = PathText.directory(of: path)
         func entry(_ list: String, _ name: String, _ key: String) throws(Failure) -> JSON {
             guard let found = root[list]?.elements?.first(where: { $0["name"]?.string == name })?[key] else {
                 throw Failure("\(path): there is no \(key) \"\(name)\" in \(list)")

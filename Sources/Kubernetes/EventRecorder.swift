@@ -1,4 +1,4 @@
-import Foundation
+import FoundationEssentials
 import Inventory
 import Jansson
 import Logging
@@ -42,7 +42,7 @@ actor EventRecorder {
         let (namespace, reference) = EventRecorder.reference(event.subject, uid)
         // Many nodes may have the same to say of a policy: the name is made of it, so that one event is left.
         let name = "\(reference["name"]?.string ?? "").\(String(EventRecorder.hash("\(event)\(uid)"), radix: 16))"
-        let now = ISO8601DateFormatter().string(from: clock())
+        let now = clock().formatted(.iso8601)
         let body = JSON.make(
             ("apiVersion", .string("v1")), ("kind", .string("Event")),
             ("metadata", .make(("name", .string(name)), ("namespace", .string(namespace)))),

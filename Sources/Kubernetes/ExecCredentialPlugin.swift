@@ -1,4 +1,4 @@
-import Foundation
+import FoundationEssentials
 import Jansson
 import Subprocess
 
@@ -91,7 +91,7 @@ public struct ExecCredentialPlugin: Equatable, Sendable {
             throw ClusterAccess.Failure(
                 "\(command) printed no ExecCredential with a token (certificates of plugins are not supported)")
         }
-        let expires = status["expirationTimestamp"]?.string.flatMap { ISO8601DateFormatter().date(from: $0) }
+        let expires = status["expirationTimestamp"]?.string.flatMap { try? Date($0, strategy: .iso8601) }
         return Credential(token: token, expires: expires)
     }
 }

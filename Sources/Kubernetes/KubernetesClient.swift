@@ -1,7 +1,8 @@
 import AsyncHTTPClient
 import ClusterTransport
-import Foundation
+import FoundationEssentials
 import Jansson
+import Model
 import NIOCore
 import NIOHTTP1
 import Synchronization
@@ -88,7 +89,7 @@ public final class KubernetesClient: Sendable {
         if let name = access.tlsServerName, var parts = URLComponents(string: access.server), let host = parts.host {
             parts.host = name
             base = parts.string ?? base
-            hosts[name] = host.trimmingCharacters(in: ["[", "]"])
+            hosts[name] = host.trimming { $0 == "[" || $0 == "]" }
         }
         self.base = base
         let (dns, proxy) = (hosts, access.proxy)
@@ -279,7 +280,7 @@ public final class KubernetesClient: Sendable {
         var parts = URLComponents()
         parts.queryItems = query.isEmpty ? nil : query.map { URLQueryItem(name: $0.0, value: $0.1) }
         // URLComponents leaves "+" as it is, which means a space.
-        let text = parts.percentEncodedQuery.map { "?" + $0.replacingOccurrences(of: "+", with: "%2B") } ?? ""
+        let text = parts.percentEncodedQuery.map { "?" + $0.replacing("+", with: "%2B") } ?? ""
         var request = HTTPClientRequest(url: base + path + text)
         request.method = HTTPMethod(rawValue: method)
         request.headers.add(name: "Accept", value: accept)
@@ -354,7 +355,7 @@ private actor Credentials {
             guard let data = FileManager.default.contents(atPath: path) else {
                 throw APIError(code: 0, message: "\(path) cannot be read")
             }
-            let token = String(decoding: data, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
+            let token = String(decoding: data, as: UTF8.self).trimmed
             // The kubelet renews it at four fifths of its life, which is ten minutes at least.
             known = (token, Date().addingTimeInterval(60))
             return token

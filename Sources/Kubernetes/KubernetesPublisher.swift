@@ -1,5 +1,5 @@
 import ClusterTransport
-import Foundation
+import FoundationEssentials
 import Inventory
 import Jansson
 import Logging

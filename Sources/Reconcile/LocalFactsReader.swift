@@ -1,5 +1,6 @@
 import CLinux
-import Foundation
+import FoundationEssentials
+import Glibc
 import Model
 import Netlink
 import WireGuard
@@ -112,6 +113,6 @@ public struct LocalFactsReader {
     /// A number below /proc/sys, of this process's own network namespace.
     static func setting(_ name: String) -> Int? {
         guard let text = try? String(contentsOfFile: "/proc/sys/\(name)", encoding: .utf8) else { return nil }
-        return Int(text.trimmingCharacters(in: .whitespacesAndNewlines))
+        return Int(text.trimmed)
     }
 }

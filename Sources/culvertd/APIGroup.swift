@@ -1,7 +1,9 @@
 import ArgumentParser
 import CLinux
-import Foundation
+import FoundationEssentials
+import Glibc
 import Logging
+import Model
 
 /// A group of its own for `api.sock`: whose members may look, and not write in the run directory as the helper's group may.
 struct APIGroup: Sendable {
@@ -36,7 +38,7 @@ struct APIGroup: Sendable {
                 "api.sock cannot be given its group: only the helper's user may open it",
                 metadata: ["group": "\(name)", "error": "\(reason)"])
         }
-        let directory = (socket as NSString).deletingLastPathComponent
+        let directory = PathText.directory(of: socket)
         var status = stat()
         if stat(directory, &status) == 0, status.st_gid != id, status.st_mode & 0o001 == 0 {
             logger.warning(

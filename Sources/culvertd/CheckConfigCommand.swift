@@ -1,7 +1,9 @@
 import ArgumentParser
 import CLinux
-import Foundation
+import FoundationEssentials
+import Glibc
 import Inventory
+import Model
 
 struct CheckConfig: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -31,7 +33,7 @@ struct CheckConfig: ParsableCommand {
     }
 
     private func fail(_ lines: [String]) -> ExitCode {
-        FileHandle.standardError.write(Data(lines.map { $0 + "\n" }.joined().utf8))
+        StandardError.write(lines.map { $0 + "\n" }.joined())
         return ExitCode(1)
     }
 }

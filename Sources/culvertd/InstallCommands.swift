@@ -1,6 +1,7 @@
 import ArgumentParser
 import CLinux
-import Foundation
+import FoundationEssentials
+import Glibc
 import Installer
 import Inventory
 import Logging
@@ -308,7 +309,7 @@ enum InstallLog {
         let count = readlink("/proc/self/exe", &buffer, buffer.count)
         guard count > 0 else { return "/usr/local/bin/\(name)" }
         let own = String(decoding: buffer[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        return (own as NSString).deletingLastPathComponent + "/" + name
+        return PathText.directory(of: own) + "/" + name
     }
 }
 

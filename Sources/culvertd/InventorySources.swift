@@ -1,5 +1,6 @@
 import Etcd
-import Foundation
+import FoundationEssentials
+import Glibc
 import Inventory
 import Kubernetes
 import Logging

@@ -4,7 +4,8 @@ import ArgumentParser
 import CLinux
 import CNI
 import ControlCommands
-import Foundation
+import FoundationEssentials
+import Glibc
 import Inventory
 import Logging
 import Model
@@ -101,7 +102,7 @@ struct Run: AsyncParsableCommand {
             let group = try (apiGroup ?? settings.apiGroup).map { try APIGroup($0) }
             // Until the socket has its group, nobody else may open it.
             umask(group == nil ? 0o117 : 0o177)
-            let api = StatusAPI.application(
+            let api = try StatusAPI.server(
                 socket: apiSocket, agent: agent, logger: logger, isReady: { isReady.value },
                 onServerRunning: { group?.take(apiSocket, logger: logger) })
             let services = ServiceGroup(
@@ -180,7 +181,7 @@ struct CleanupCommand: AsyncParsableCommand {
             print("removed: \(changes) changes to the kernel, and the records in \(runDir)")
             try await withdraw()
         } catch {
-            FileHandle.standardError.write(Data("culvertd: \(error)\n".utf8))
+            StandardError.write("culvertd: \(error)\n")
             throw ExitCode(1)
         }
     }

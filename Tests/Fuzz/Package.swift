@@ -22,7 +22,7 @@ let fuzzer: [LinkerSetting] = [
     .unsafeFlags([
         "-sanitize=address",
         "\(toolchain)/lib/clang/\(clang)/lib/linux/libclang_rt.fuzzer_no_main-\(architecture).a",
-        "-lstdc++", "-lm", "-Xlinker", "-l:libjansson.a",
+        "-lstdc++", "-lm", "-Xlinker", "-l:libjansson.a", "-Xlinker", "-l:libyaml.a",
     ])
 ]
 func target(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
@@ -31,10 +31,10 @@ func target(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 
 let package = Package(
     name: "culvert-fuzz",
-    dependencies: [.package(url: "https://github.com/jpsim/Yams", from: "6.2.2")],
     targets: [
         .target(name: "CLinux"),
         .systemLibrary(name: "CJansson"),
+        .systemLibrary(name: "CYAML"),
         .target(name: "Jansson", dependencies: ["CJansson"], swiftSettings: fuzzed),
         .target(name: "CNI", dependencies: ["Jansson"], swiftSettings: fuzzed),
         .target(name: "HelperProtocol", dependencies: ["CNI", "Jansson", "CLinux"], swiftSettings: fuzzed),
@@ -42,7 +42,7 @@ let package = Package(
             name: "PluginVerbs", dependencies: ["CNI", "HelperProtocol", "Jansson", "CLinux"], swiftSettings: fuzzed),
         .target(name: "Model", dependencies: ["CLinux", "Jansson"], swiftSettings: fuzzed),
         .target(
-            name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", .product(name: "Yams", package: "Yams")],
+            name: "Inventory", dependencies: ["Model", "Jansson", "CLinux", "CYAML"],
             swiftSettings: fuzzed),
         .target(name: "Planner", dependencies: ["Model", "Jansson"], swiftSettings: fuzzed),
         .target(

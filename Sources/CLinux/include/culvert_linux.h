@@ -90,6 +90,8 @@ int culvert_send_timeout(int socket, long milliseconds);
 int culvert_raise_net_admin(void);
 /// 1 when `CAP_NET_ADMIN` is effective, 0 when not.
 int culvert_has_net_admin(void);
+/// 1 when the bytes are somewhere in the text, 0 when not.
+int culvert_contains(const void *text, size_t length, const void *sought, size_t sought_length);
 /// 1 when the program was started under this name, in whatever directory, 0 when not.
 int culvert_is_called(const char *name);
 
