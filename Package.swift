@@ -20,6 +20,10 @@ let toolchain: String = {
     let embeddedTriple = "x86_64-unknown-linux-gnu"
 #endif
 
+// The static standard library comes with an option that exports every symbol of a program, for plugins that it might load:
+// 4 MB of names, and the linker may then leave out nothing.
+let noExports: [LinkerSetting] = [.unsafeFlags(["-Xlinker", "--no-export-dynamic"])]
+
 let janssonStatic: [LinkerSetting] = [.unsafeFlags(["-Xlinker", "-l:libjansson.a"])]
 
 let clusterClient: [Target.Dependency] = [
@@ -138,8 +142,8 @@ let package = Package(
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
                 .product(name: "Logging", package: "swift-log"),
-            ]),
-        .executableTarget(name: "culvertctl", dependencies: ["ControlCommands"]),
+            ], linkerSettings: noExports),
+        .executableTarget(name: "culvertctl", dependencies: ["ControlCommands"], linkerSettings: noExports),
         .executableTarget(
             name: "culvert-bench", dependencies: ["Reconcile", "Planner", "Model", "CLinux"], path: "Benchmarks/Bench"),
         .target(

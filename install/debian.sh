@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes a Debian package of the three programs, with units, manual pages and completions.
+# Makes a Debian package of the programs, with units, manual pages and completions. culvertctl is the helper's program under a
+# second name, as in the image (install/image.sh).
 #   install/debian.sh DIRECTORY_OF_PROGRAMS [OUTPUT_DIRECTORY]
 # Needs dpkg-deb and help2man (Debian's package of that name; HELP2MAN=PROGRAM takes another), and installs nothing. Most of
 # its time goes into compressing: DPKG_DEB_COMPRESSOR_TYPE=none makes a package to try out, in a few seconds.
@@ -9,21 +10,20 @@ if [ $# -lt 1 ]; then echo "usage: install/debian.sh DIRECTORY_OF_PROGRAMS [OUTP
 programs=$(cd "$1" && pwd)
 output=${2:-.}
 help2man=${HELP2MAN:-help2man}
-for program in culvert culvertd culvertctl; do
+for program in culvert culvertd; do
     [ -x "$programs/$program" ] || { echo "$programs has no program $program: build it first, or name another directory" >&2; exit 1; }
 done
 command -v "$help2man" > /dev/null || [ -x "$help2man" ] || { echo "help2man is missing: apt-get install help2man" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 tree=$work/culvert
-version=$("$programs/culvertctl" --version)
+version=$("$programs/culvertd" --version)
 
 # Without debug information; the plugin is stripped when it is linked.
 install -d "$tree/usr/bin" "$tree/usr/lib/culvert" "$tree/usr/share/doc/culvert/examples"
-for program in culvertd culvertctl; do
-    strip --strip-all -o "$tree/usr/bin/$program" "$programs/$program"
-    chmod 0755 "$tree/usr/bin/$program"
-done
+strip --strip-all -o "$tree/usr/bin/culvertd" "$programs/culvertd"
+chmod 0755 "$tree/usr/bin/culvertd"
+ln -s culvertd "$tree/usr/bin/culvertctl"
 install -m 0755 "$programs/culvert" "$tree/usr/lib/culvert/culvert"
 
 install -d "$tree/usr/lib/systemd/system" "$tree/usr/lib/tmpfiles.d" "$tree/usr/lib/sysusers.d"
@@ -53,11 +53,12 @@ PROGRAM
 }
 commands() { "$1" --help | sed -n '/^SUBCOMMANDS:/,$p' | sed -n 's/^  \([a-z][a-z-]*\)\( .*\)\{0,1\}$/\1/p'; }
 for program in culvertd culvertctl; do
-    page "$program" "$programs/$program"
-    for command in $(commands "$programs/$program"); do page "$program-$command" "$programs/$program" "$command"; done
-    "$programs/$program" --generate-completion-script bash > "$tree/usr/share/bash-completion/completions/$program"
-    "$programs/$program" --generate-completion-script zsh > "$tree/usr/share/zsh/vendor-completions/_$program"
-    "$programs/$program" --generate-completion-script fish > "$tree/usr/share/fish/vendor_completions.d/$program.fish"
+    file=$tree/usr/bin/$program
+    page "$program" "$file"
+    for command in $(commands "$file"); do page "$program-$command" "$file" "$command"; done
+    "$file" --generate-completion-script bash > "$tree/usr/share/bash-completion/completions/$program"
+    "$file" --generate-completion-script zsh > "$tree/usr/share/zsh/vendor-completions/_$program"
+    "$file" --generate-completion-script fish > "$tree/usr/share/fish/vendor_completions.d/$program.fish"
 done
 
 # The configuration that the units read, with every default; dpkg leaves alone what the administrator makes of it.
@@ -70,7 +71,7 @@ install -m 0644 "$root/LICENSE" "$tree/usr/share/doc/culvert/copyright"
 install -d "$tree/DEBIAN"
 echo /etc/culvert/culvertd.yaml > "$tree/DEBIAN/conffiles"
 # What the helper is linked against, by the packages that have these libraries here.
-depends=$(ldd "$programs/culvertd" "$programs/culvertctl" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p' | sort -u | while read -r library; do
+depends=$(ldd "$programs/culvertd" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p' | sort -u | while read -r library; do
     dpkg-query -S "$library" "$(realpath "$library")" "/usr$library" 2> /dev/null | head -n 1 | sed 's/:.*//' || true
 done | sort -u | paste -sd, | sed 's/,/, /g')
 cat > "$tree/DEBIAN/control" <<CONTROL

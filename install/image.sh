@@ -57,9 +57,9 @@ setcap cap_net_admin+p "$target/usr/local/bin/culvertd"
 getcap "$target/usr/local/bin/culvertd" | grep -q 'cap_net_admin=p' || { echo "the file system of $target keeps no file capabilities" >&2; exit 1; }
 
 kilobytes() { du -scb "$@" | awk 'END { printf "%d", ($1 + 512) / 1024 }'; }
-# The sum of symbols of the program, which has them until it is stripped.
-symbols() { nm -S -t d --defined-only "$programs/culvertd" | awk -v name="$1" '$4 ~ name { sum += $2 } END { printf "%d", (sum + 512) / 1024 }'; }
-echo "culvertd    $(kilobytes "$target/usr/local/bin/culvertd") kB, of which $(symbols '^_*icudt[0-9]+_dat$') kB are the tables of ICU that Foundation carries"
+# Sections of the stripped program whose names match, in kB.
+section() { size -A "$target/usr/local/bin/culvertd" | awk -v name="$1" '$1 ~ name { sum += $2 } END { printf "%d", (sum + 512) / 1024 }'; }
+echo "culvertd    $(kilobytes "$target/usr/local/bin/culvertd") kB: code $(section '^[.]text$'), tables of the code $(section '^([.]eh_frame|[.]eh_frame_hdr|[.]gcc_except_table|[.]rela[.]dyn|[.]data[.]rel[.]ro)$'), Swift's metadata $(section '^swift5_'), constants $(section '^[.]rodata$')"
 echo "culvert     $(kilobytes "$target/usr/local/lib/culvert/culvert") kB"
 # shellcheck disable=SC2086
 echo "libraries   $(kilobytes $(for library in $libraries; do echo "$target$library"; done)) kB"

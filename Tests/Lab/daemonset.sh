@@ -60,6 +60,11 @@ cri daemonset "$root/install/kubernetes/base/daemonset.yaml" n1 "$D" "run=/run/c
 cri chained culvert
 cri pod web "$uid" lab-pod:1 /bin/first_packet
 cri exec culvertd /usr/local/bin/culvertctl status | head -n 1
+mkdir "$D/n1/peer"
+python3 "$root/Tests/Lab/peer_capabilities.py" "$D/n1/peer/api.sock" & peer=$!
+for _ in $(seq 100); do [ -S "$D/n1/peer/api.sock" ] && break; sleep 0.05; done
+cri exec culvertd /usr/local/bin/culvertctl ready --run-dir /run/culvert/peer > /dev/null || true
+wait $peer
 cri stop culvert
 '
 # nsenter rather than `ip netns exec`, which hides the cgroup mounts that runc needs.

@@ -24,7 +24,7 @@ struct DaemonSetTests {
         let result = Shell.run("\(script) \(lab.prefix) \(lab.directory) \(uid)", timeout: 120)
         let said = "\(result.output.suffix(1500)) \(result.errors.suffix(1500)) \(lab.log("n1").suffix(1500))"
         let lines = result.output.split(separator: "\n").map(String.init)
-        try #require(result.status == 0 && lines.count == 4, "\(said)")
+        try #require(result.status == 0 && lines.count == 5, "\(said)")
 
         let made = try JSON.parse([UInt8](lines[0].utf8))
         #expect(made["startupProbe"]?.string == "ok" && made["readinessProbe"]?.string == "ok", "\(said)")
@@ -49,8 +49,20 @@ struct DaemonSetTests {
         #expect(lines[1] == "exit 0", "the pod: \(said)")
         #expect(lab.seen("datagrams") == ["192.0.2.31 > 203.0.113.10": 1], "\(said)")
         #expect(lines[2] == "OK", "culvertctl in the helper's container: \(said)")
-        #expect(lines[3] == #"{"culvertd": 0, "installer": 0}"#, "how the containers ended: \(said)")
+        // The same program as the helper's, so it has the file's capability, and gives it up.
+        let none = "0000000000000000"
+        #expect(lines[3] == "\(none) \(none) \(none) 0000000000001000 \(none)", "culvertctl: \(said)")
+        #expect(lines[4] == #"{"culvertd": 0, "installer": 0}"#, "how the containers ended: \(said)")
         // The helper has seen the pod's end before its own.
         #expect(lab.ctl("n3", "status").output.hasPrefix("OK"), "\(said)")
+    }
+
+    /// Foundation as a whole brings 40 MB of tables for dates and languages, which nothing here needs.
+    @Test func theHelperNeedsOnlyFoundationsEssentials() {
+        let libraries = Shell.run("ldd \(Shell.binaries)/culvertd").output
+        #expect(libraries.contains("libc.so.6") && !libraries.contains("FoundationICU"), "\(libraries)")
+        // Where the runtime is linked statically, symbols tell.
+        let symbols = Shell.run("nm \(Shell.binaries)/culvertd | grep -c icudt").output
+        #expect(symbols == "0\n")
     }
 }
