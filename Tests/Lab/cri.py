@@ -10,7 +10,7 @@ alone, which speaks the HTTP/2 that gRPC is made of.
   cri.py SOCKET exec CONTAINER COMMAND...         runs a command in a container
   cri.py SOCKET stop [POD]                        ends a pod as a kubelet does, or every pod; prints each container's exit code
 
-VOLUME=DIRECTORY says where a volume of the manifest is on this machine, and LOGS where the log of the container culvertd is
+CRI_CGROUP names the control group that all pods are in. VOLUME=DIRECTORY says where a volume of the manifest is on this machine, and LOGS where the log of the container culvertd is
 to be, as NODE.log. Messages are those of CRI v1 (api.proto of
 kubernetes/cri-api), by their field numbers.
 """
@@ -96,7 +96,7 @@ class Runtime:
         return [(item[1][0].decode(), decode(item[metadata][0])[1][0].decode()) for item in items]
 
     def run_sandbox(self, name, uid, namespace, security, logs=""):
-        config = {1: {1: name, 2: uid, 3: namespace}, 3: logs, 8: {2: security}}
+        config = {1: {1: name, 2: uid, 3: namespace}, 3: logs, 8: {1: "/" + os.environ["CRI_CGROUP"], 2: security}}
         return self.call("RunPodSandbox", {1: config})[1][0].decode(), config
 
     def start(self, sandbox, sandbox_config, config):

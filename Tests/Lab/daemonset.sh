@@ -8,7 +8,7 @@
 # containerd runs in n1's network namespace and a mount namespace of its own, with its own directories below DIR. The
 # helper's log is DIR/n1.log, where those of other nodes are.
 set -euo pipefail
-export P=$1 D=$2 uid=$3
+export P=$1 D=$2 uid=$3 CRI_CGROUP=$1
 BIN=${LAB_BIN:?}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 export root R=$D/runtime
@@ -76,4 +76,5 @@ mount -t tmpfs tmpfs /run/containerd
 mount -t tmpfs tmpfs /var/lib/cni
 eval "$inner"' || status=$?
 rmdir --ignore-fail-on-non-empty /run/culvert
+find /sys/fs/cgroup -maxdepth 2 -name "$CRI_CGROUP" -exec rmdir {} +
 exit $status
