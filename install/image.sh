@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Assembles the file system of Culvert's image, without a container engine: the programs, and of the libraries those that
-# they are linked against. Nothing else is in it, so no shell either. culvertctl is the helper's program under a second name:
-# most of the size is what Swift programs carry along, which is so in it once.
+# they are linked against. Nothing else is in it, so no shell either. culvertctl is the helper's program under a second name,
+# so that what both need is in the image once.
 #   install/image.sh DIRECTORY_OF_PROGRAMS ROOT [--archive FILE] [--try]
-# ROOT must not exist. Prints the size, and of what it consists. --archive also packs it, for `ctr images import` or
+# ROOT must not exist. Prints the size, and what it consists of. --archive also packs it, for `ctr images import` or
 # `podman load`. --try starts the helper in it under containerd as a DaemonSet would: not root, NET_ADMIN alone by file
 # capability, read-only root, the default seccomp profile. --try needs root and containerd, and starts a containerd of its own
 # in a temporary directory.

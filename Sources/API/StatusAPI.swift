@@ -28,11 +28,12 @@ public enum StatusAPI {
             eventLoopGroup: MultiThreadedEventLoopGroup.singleton, logger: logger,
             responder: { request, writer, _ in
                 var response: Response
-                if request.method == .get {
+                if request.method == .get || request.method == .head {
                     response = await answer(request.uri.path, agent: agent, isReady: isReady())
                 } else {
                     response = text(.methodNotAllowed, "only GET is answered\n")
                 }
+                if request.method == .head { response = response.createHeadResponse() }
                 response.headers[.server] = "culvertd/\(CulvertRelease.version)"
                 try await writer.write(response: response.head, body: response.body)
             }, onServerRunning: { _ in onServerRunning() })

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What a kubelet does with pods, through the container runtime interface (CRI) of a containerd. It needs Python and curl
-alone, which speaks the HTTP/2 that gRPC is made of.
+"""What a kubelet does with pods, through the container runtime interface (CRI) of a containerd. It needs no gRPC library:
+curl speaks HTTP/2, and messages are encoded here.
 
   cri.py SOCKET daemonset MANIFEST NODE LOGS VOLUME=DIRECTORY...  starts the pod of a DaemonSet's manifest on this node, waits
                                                   for its probes, and prints what its containers' processes may do, as JSON
@@ -10,9 +10,9 @@ alone, which speaks the HTTP/2 that gRPC is made of.
   cri.py SOCKET exec CONTAINER COMMAND...         runs a command in a container
   cri.py SOCKET stop [POD]                        ends a pod as a kubelet does, or every pod; prints each container's exit code
 
-CRI_CGROUP names the control group that all pods are in. VOLUME=DIRECTORY says where a volume of the manifest is on this machine, and LOGS where the log of the container culvertd is
-to be, as NODE.log. Messages are those of CRI v1 (api.proto of
-kubernetes/cri-api), by their field numbers.
+VOLUME=DIRECTORY says where a volume of the manifest is on this machine. LOGS is a directory; the log of the container
+culvertd is written there as NODE.log. The variable CRI_CGROUP names the control group that all pods are in. Messages are
+those of CRI v1 (api.proto of kubernetes/cri-api), by their field numbers.
 """
 import json
 import os

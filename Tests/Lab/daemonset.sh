@@ -59,7 +59,7 @@ cri daemonset "$root/install/kubernetes/base/daemonset.yaml" n1 "$D" "run=/run/c
     "cni-conf=$R/net.d" "cni-bin=$R/bin" "config=$R/config" "api-access=$R/token"
 cri chained culvert
 cri pod web "$uid" lab-pod:1 /bin/first_packet
-cri exec culvertd /usr/local/bin/culvertctl status | head -n 1
+cri exec culvertd /usr/local/bin/culvertctl status | awk "NR == 1 || /^Attachments:/" | xargs
 mkdir "$D/n1/peer"
 python3 "$root/Tests/Lab/peer_capabilities.py" "$D/n1/peer/api.sock" & peer=$!
 for _ in $(seq 100); do [ -S "$D/n1/peer/api.sock" ] && break; sleep 0.05; done
