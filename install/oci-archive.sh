@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Packs a directory as a container image with one layer, without a container engine: an OCI archive, which `ctr images import`,
-# `podman load` and `skopeo copy oci-archive:FILE` take.
+# Packs a directory as a container image with one layer, without a container engine: an OCI archive, which `ctr images import`
+# and `podman load` take.
 #   install/oci-archive.sh ROOT FILE NAME:TAG CONFIGURATION
 # CONFIGURATION is the JSON object of how the program is started, such as {"Entrypoint":["/bin/program"]}. File capabilities are
 # kept. The same directory makes the same archive. The layer is not compressed; who pushes it to a registry compresses it.
