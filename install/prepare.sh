@@ -4,7 +4,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 packages=(pkg-config gcc libmnl-dev libnftnl-dev libjansson-dev libyaml-dev nftables iproute2 iputils-ping curl socat procps
     util-linux kmod clang-16 libbpf-dev busybox-static file python3 python3-pip python3-yaml python3-venv openssl wireguard-go
-    containerd runc containernetworking-plugins podman systemd help2man libcap2-bin)
+    wireguard-tools containerd runc containernetworking-plugins podman systemd help2man libcap2-bin)
 vm_packages=(qemu-system-x86 linux-image-6.12-amd64)
 
 say() { printf '\n== %s\n' "$*"; }

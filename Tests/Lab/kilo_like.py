@@ -7,20 +7,30 @@ whom it takes for ready, whom it chooses as leader, how it ends, and what it lea
 
 SIGTERM is a clean end: the annotations, routes and rules go, the device stays (Kilo's default, --clean-up-interface=false).
 SIGKILL is an unclean one: everything stays. What it does not do: peers, NAT, iptables, full granularity in one cluster with
-others, the informer's watch (it lists every half second, and an object counts as news when its resourceVersion has changed).
+others, the informer's watch (it lists five times a second, and an object counts as news when its resourceVersion has changed).
 
 --device says what kilo0 is:
-  none       nothing is done to the kernel
-  veth       a device of that name which carries nothing: for what is left behind
-  wireguard  the kernel's own; needs the program wg
+  none          nothing is done to the kernel
+  veth          a device of that name which carries nothing: for what is left behind
+  wireguard     the kernel's own; needs the program wg
+  wireguard-go  the same in user space; the program goes on when this one ends, as a device of the kernel would
+
+--tunnel-kind says what the tunnel inside a location is:
+  none   a device that somebody else has made
+  ipip   the kernel's tunl0, as Kilo has it
+  vxlan  a stand-in for kernels without IPIP. It is what Culvert has with `protocol: vxlan`, so the two understand each other.
+         Two such devices cannot be in one namespace, as tunl0 and another IPIP device can: a clean end deletes this one
 """
-import argparse, base64, http.client, ipaddress, json, os, signal, socket, subprocess, sys, time, urllib.parse
+import argparse, base64, fcntl, http.client, ipaddress, json, os, signal, socket, struct, subprocess, sys, time, urllib.parse
 
 PREFIX = "kilo.squat.ai/"
 CHECK_IN = 30      # pkg/mesh/backend.go, checkInPeriod
 RESYNC = 30        # cmd/kg, --resync-period
 SILENCE = 2 * CHECK_IN
+LOOK = 0.2
 TABLE = "1107"
+WIREGUARD_MTU = 1420
+VXLAN_PORT = "8475"  # Culvert's (Ownership.vxlanPort), for the stand-in
 NO_KEY = base64.b64encode(bytes(32)).decode()
 
 
@@ -77,6 +87,34 @@ def address_of(host):
             return None
 
 
+def vxlan_mac(address):
+    """What Culvert gives its device on the node with this overlay address (VXLANEncapsulation.mac)."""
+    return "02:c7:" + ":".join(f"{byte:02x}" for byte in address.packed)
+
+
+def userspace_device():
+    """Runs wireguard-go for kilo0 in a process that nobody waits for. The kernel's device frees its UDP port when it is set down;
+    wireguard-go does not, so this process has it do so."""
+    if os.fork():
+        return
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    program = subprocess.Popen(["wireguard-go", "-f", "kilo0"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    control, was_up = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), False
+    while program.poll() is None:
+        time.sleep(0.05)
+        try:
+            answer = fcntl.ioctl(control, 0x8913, struct.pack("16sH22x", b"kilo0", 0))  # SIOCGIFFLAGS
+        except OSError:
+            continue
+        is_up = bool(struct.unpack("16sH22x", answer)[1] & 1)
+        if was_up and not is_up:
+            subprocess.run(["wg", "set", "kilo0", "listen-port", "0"])
+        was_up = is_up
+    os._exit(0)
+
+
 class Node:
     """What Kilo makes of a Node (pkg/k8s, translateNode)."""
     FIELDS = ("endpoint", "key", "internal", "compatibility", "leader", "location", "name", "subnet", "wireguard",
@@ -123,17 +161,26 @@ class Kilo:
             with open(options.key, "rb") as file:
                 self.private = base64.b64decode(file.read())
         except OSError:
-            self.private = os.urandom(32)
+            private = bytearray(os.urandom(32))
+            # As WireGuard has it (RFC 7748): what it shows must be what it was given.
+            private[0] &= 248
+            private[31] = private[31] & 127 | 64
+            self.private = bytes(private)
             with open(options.key, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as file:
                 file.write(base64.b64encode(self.private))
         self.public = base64.b64encode(x25519_public(self.private)).decode()
         self.written = {}  # commands that take back what was put into the kernel, by what it is
+        self.has_devices, self.device_address = False, None
 
     # -- the API
 
     def call(self, method, path, body=None, kind="application/json"):
         url = urllib.parse.urlsplit(self.options.server)
-        connection = http.client.HTTPConnection(url.hostname, url.port, timeout=10)
+        connection = http.client.HTTPConnection(url.hostname or "localhost", url.port, timeout=10)
+        if url.scheme == "unix":
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(10)
+            connection.sock.connect(url.path)
         try:
             connection.request(method, path, json.dumps(body) if body is not None else None,
                                {"Authorization": f"Bearer {self.options.token}", "Content-Type": kind})
@@ -176,7 +223,7 @@ class Kilo:
                     self.apply()
             except OSError as error:
                 print(error, file=sys.stderr, flush=True)
-            time.sleep(0.5)
+            time.sleep(LOOK)
         self.clean_up()
 
     def look(self):
@@ -262,17 +309,47 @@ class Kilo:
     def ip(*words, check=True):
         return subprocess.run(["ip", *words], check=check, capture_output=True, text=True).returncode == 0
 
-    def device(self):
-        if self.ip("link", "show", "kilo0", check=False):
+    @staticmethod
+    def batch(commands):
+        """Commands of ip in one process; one that fails does not keep the others from being tried."""
+        if commands:
+            subprocess.run(["ip", "-force", "-batch", "-"], input="".join(" ".join(c) + "\n" for c in commands), text=True,
+                           capture_output=True)
+
+    def devices(self):
+        """kilo0 and the tunnel, once; both may be there from before."""
+        if self.has_devices:
             return
-        if self.options.device == "veth":
-            self.ip("link", "add", "kilo0", "type", "veth", "peer", "name", "kilo0-end")
-            self.ip("link", "set", "kilo0-end", "up")
+        self.has_devices = True
+        options = self.options
+        if not self.ip("link", "show", "kilo0", check=False):
+            if options.device == "veth":
+                self.ip("link", "add", "kilo0", "type", "veth", "peer", "name", "kilo0-end")
+                self.ip("link", "set", "kilo0-end", "up")
+            elif options.device == "wireguard":
+                self.ip("link", "add", "kilo0", "type", "wireguard")
+            else:
+                userspace_device()
+                while not os.path.exists("/run/wireguard/kilo0.sock"):
+                    time.sleep(0.05)
+        if options.device.startswith("wireguard"):
+            self.ip("link", "set", "kilo0", "mtu", str(WIREGUARD_MTU))
+        if options.tunnel_kind == "none":
+            return
+        if options.tunnel_kind == "vxlan":
+            own = network(options.compatibility_ip).ip
+            self.ip("link", "add", options.tunnel, "address", vxlan_mac(own), "mtu", "1400", "type", "vxlan", "id", "1",
+                    "local", str(own), "dstport", VXLAN_PORT, check=False)
         else:
-            self.ip("link", "add", "kilo0", "type", "wireguard")
+            self.ip("link", "add", options.tunnel, "type", "ipip", check=False)
+        self.ip("link", "set", options.tunnel, "up")
+        # As Cilium's nodes have it. What comes by a device without an address passes no filter at all.
+        for device in ("kilo0", options.tunnel):
+            with open(f"/proc/sys/net/ipv4/conf/{device}/rp_filter", "w") as file:
+                file.write("0")
 
     def apply_kernel(self, own, mine, segments, leads):
-        self.device()
+        self.devices()
         source = ["src", str(own.internal.ip)] if own.internal else []
         tunnel, wanted = self.options.tunnel, {}
 
@@ -284,10 +361,12 @@ class Kilo:
             wanted[("rule", *words)] = [*words, "table", TABLE]
 
         if leads:
-            self.ip("addr", "replace", str(self.own_wireguard), "dev", "kilo0")
-            self.ip("link", "set", "kilo0", "up")
-            if self.options.device == "wireguard":
+            if self.own_wireguard != self.device_address:
+                self.batch([["addr", "flush", "dev", "kilo0"], ["addr", "add", str(self.own_wireguard), "dev", "kilo0"]])
+                self.device_address = self.own_wireguard
+            if self.options.device.startswith("wireguard"):
                 self.wireguard(own, mine, segments)
+            self.ip("link", "set", "kilo0", "up")
             for place, nodes, leader, address in segments:
                 if place == mine[0]:
                     for node in nodes:
@@ -309,44 +388,57 @@ class Kilo:
                         route(node.subnet.network, gateway, tunnel)
                         if node.internal:
                             route(f"{node.internal.ip}/32", gateway, tunnel)
-        for what, words in list(self.written.items()):
-            if what not in wanted:
-                self.ip(what[0], "del", *words, check=False)
-                del self.written[what]
+        commands = [[what[0], "del", *words] for what, words in self.written.items() if what not in wanted]
+        if self.options.tunnel_kind == "vxlan":
+            for node in mine[1]:
+                if node is not own and node.compatibility:
+                    peer, mac = str(node.compatibility.ip), vxlan_mac(node.compatibility.ip)
+                    commands.append(["neigh", "replace", peer, "lladdr", mac, "nud", "permanent", "dev", tunnel])
+                    subprocess.run(["bridge", "fdb", "replace", mac, "dev", tunnel, "dst", peer, "self", "permanent"])
         for what, words in wanted.items():
             if what[0] == "route":
-                self.ip("route", "replace", *words, check=False)
+                commands.append(["route", "replace", *words])
             elif what not in self.written:
-                self.ip("rule", "add", *words)
-            self.written[what] = words
+                commands.append(["rule", "add", *words])
+        self.batch(commands)
+        self.written = wanted
 
     def wireguard(self, own, mine, segments):
-        lines = ["[Interface]", f"PrivateKey = {base64.b64encode(self.private).decode()}",
-                 f"ListenPort = {own.endpoint[1]}"]
+        """Sets the device where it differs. All of its peers are made anew then, and shake hands again (ReplacePeers)."""
+        port, peers, lines = str(own.endpoint[1]), {}, []
         for place, nodes, leader, address in segments:
             if place == mine[0]:
                 continue
             allowed = [f"{address}/32"] + [str(n.subnet.network) for n in nodes] + \
                 [f"{n.internal.ip}/32" for n in nodes if n.internal]
-            lines += ["[Peer]", f"PublicKey = {leader.key}", f"Endpoint = {leader.endpoint[0]}:{leader.endpoint[1]}",
-                      "AllowedIPs = " + ", ".join(allowed)]
-        subprocess.run(["wg", "syncconf", "kilo0", "/dev/stdin"], input="\n".join(lines) + "\n", text=True, check=True)
+            where = f"{leader.endpoint[0]}:{leader.endpoint[1]}"
+            peers[leader.key] = (where, frozenset(allowed))
+            lines += ["[Peer]", f"PublicKey = {leader.key}", f"Endpoint = {where}", "AllowedIPs = " + ", ".join(allowed)]
+        rows = [row.split("\t") for row in subprocess.run(
+            ["wg", "show", "kilo0", "dump"], text=True, check=True, capture_output=True).stdout.splitlines()]
+        private = base64.b64encode(self.private).decode()
+        if rows[0][0] == private and rows[0][2] == port \
+                and {r[0]: (r[2], frozenset(r[3].split(","))) for r in rows[1:]} == peers:
+            return
+        text = "\n".join(["[Interface]", f"PrivateKey = {private}", f"ListenPort = {port}", *lines]) + "\n"
+        subprocess.run(["wg", "setconf", "kilo0", "/dev/stdin"], input=text, text=True, check=True)
 
     # -- a clean end
 
     def clean_up(self):
-        for what, words in self.written.items():
-            self.ip(what[0], "del", *words, check=False)
+        self.batch([[what[0], "del", *words] for what, words in self.written.items()])
         names = ("endpoint", "internal-ip", "key", "last-seen", "wireguard-ip", "discovered-endpoints", "granularity")
         there = self.list()[self.options.node]["metadata"].get("annotations") or {}
         patch = [{"op": "remove", "path": "/metadata/annotations/" + (PREFIX + n).replace("/", "~1")}
                  for n in names if PREFIX + n in there]
         self.call("PATCH", f"/api/v1/nodes/{self.options.node}", patch, "application/json-patch+json")
+        if self.options.tunnel_kind != "none":
+            self.ip("link", "del", self.options.tunnel, check=False)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", required=True, help="http://ADDRESS:PORT")
+    parser.add_argument("--server", required=True, help="http://ADDRESS:PORT or unix:PATH")
     parser.add_argument("--token", required=True)
     parser.add_argument("--node", required=True)
     parser.add_argument("--internal-ip", help="ADDRESS/LENGTH that Kilo would find on an interface")
@@ -354,8 +446,9 @@ def main():
     parser.add_argument("--compatibility-ip", help="ADDRESS/LENGTH of cilium_host")
     parser.add_argument("--key", required=True, help="file of the private key; made where it is missing")
     parser.add_argument("--state", help="file that says what the topology is, as JSON")
-    parser.add_argument("--device", choices=("none", "veth", "wireguard"), default="none")
-    parser.add_argument("--tunnel", default="tunl0", help="the IPIP device")
+    parser.add_argument("--device", choices=("none", "veth", "wireguard", "wireguard-go"), default="none")
+    parser.add_argument("--tunnel", default="tunl0", help="the name of the tunnel's device")
+    parser.add_argument("--tunnel-kind", choices=("none", "ipip", "vxlan"), default="none")
     parser.add_argument("--port", type=int, default=51820)
     parser.add_argument("--subnet", default="10.4.0.0/16")
     parser.add_argument("--granularity", choices=("location", "full"), default="location")
@@ -364,6 +457,8 @@ def main():
 
     def stop(*_):
         kilo.end = True
+    # Whoever starts this may have blocked it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     kilo.run()

@@ -273,7 +273,8 @@ qdisc add dev lxc$name clsact
 filter add dev lxc$name ingress bpf da obj ${LAB_BPF:-$D/host_routing.bpf.o} sec tc
 B
     fi
-    plugin "$node" ADD "$name"
+    # LAB_NO_ADD: a pod of a node that Culvert is not on.
+    [ -n "${LAB_NO_ADD:-}" ] || plugin "$node" ADD "$name"
 }
 
 # Whatever ran on the node must have ended before: a process, or a pod's end of a veth pair, would keep the old kernel state.

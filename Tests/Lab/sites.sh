@@ -4,6 +4,8 @@
 # their own location only; n1 and n3 have public addresses; n2 and n4 are behind the router's NAT. Cilium's stand-in
 # joins the nodes of one location. Helpers and pods are lab.sh's.
 #
+# LAB_PUBLIC=all gives public addresses to n2 and n4 too.
+#
 #   sites.sh up PREFIX DIR      make the network, and an inventory in DIR/inventory
 #   sites.sh share PREFIX DIR   hand what each node publishes to the others' inventory
 set -euo pipefail
@@ -15,7 +17,7 @@ batch() { ip -n "$P-$1" -batch -; }
 mac() { printf '02:ce:00:00:00:%02x' "$1"; }
 location() { [ "$1" -le 2 ] && echo a || echo b; }
 private() { [ "$1" -le 2 ] && echo "10.1.0.1$1" || echo "10.2.0.1$1"; }
-public() { case $1 in 1) echo 198.51.100.1 ;; 3) echo 198.51.100.3 ;; esac; }
+public() { case $1:${LAB_PUBLIC:-} in 1:* | 3:* | *:all) echo "198.51.100.$1" ;; esac; }
 
 up() {
     mkdir -p "$D/inventory"
@@ -26,13 +28,13 @@ up() {
             net.ipv6.conf.all.disable_ipv6=1
     done
     ip link add out netns "$P-ra" type veth peer name out netns "$P-rb"
-    local here there own nodes foreign gateway gatewaypublic
+    local here there own nodes others
     for l in a b; do
-        [ $l = a ] && { here=192.0.2.1 there=192.0.2.2 own=10.1.0.0/24 nodes="1 2" foreign=198.51.100.3 gateway=10.1.0.11 gatewaypublic=198.51.100.1; } \
-            || { here=192.0.2.2 there=192.0.2.1 own=10.2.0.0/24 nodes="3 4" foreign=198.51.100.1 gateway=10.2.0.13 gatewaypublic=198.51.100.3; }
+        [ $l = a ] && { here=192.0.2.1 there=192.0.2.2 own=10.1.0.0/24 nodes="1 2" others="3 4"; } \
+            || { here=192.0.2.2 there=192.0.2.1 own=10.2.0.0/24 nodes="3 4" others="1 2"; }
         ns r$l ip addr add $here/30 dev out
         ns r$l ip link set out up
-        ns r$l ip route add $foreign via $there
+        for n in $others; do [ -n "$(public $n)" ] && ns r$l ip route add "$(public $n)" via $there; done
         for n in $nodes; do
             ip link add "to-n$n" netns "$P-r$l" type veth peer name eth0 netns "$P-n$n"
             batch n$n <<B
@@ -57,7 +59,7 @@ table inet cloud {
     counter vxlan { }
     counter wireguard { }
     counter others { }
-    set seen { type ipv4_addr . ipv4_addr . inet_proto; flags dynamic; }
+    set seen { type ifname . ipv4_addr . ipv4_addr . inet_proto; flags dynamic; }
     # What a capture on the underlay would show.
     chain capture {
         type filter hook prerouting priority -400;
@@ -65,7 +67,7 @@ table inet cloud {
         udp dport 8472 counter name vxlan accept
         udp dport 51820 counter name wireguard accept
         udp sport 51820 counter name wireguard accept
-        meta nfproto ipv4 counter name others add @seen { ip saddr . ip daddr . ip protocol }
+        meta nfproto ipv4 counter name others add @seen { iifname . ip saddr . ip daddr . ip protocol }
     }
     chain forward {
         type filter hook forward priority filter;
@@ -83,7 +85,7 @@ table inet cloud {
     chain postrouting {
         type nat hook postrouting priority srcnat;
         # As clouds do: a public address belongs to one node, the rest share the router's.
-        oifname "out" ip saddr $gateway snat ip to $gatewaypublic
+$(for n in $nodes; do [ -n "$(public $n)" ] && echo "        oifname \"out\" ip saddr $(private $n) snat ip to $(public $n)"; done)
         oifname "out" ip saddr $own masquerade
     }
 }

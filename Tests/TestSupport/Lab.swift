@@ -68,7 +68,9 @@ public final class Lab: Sendable {
     /// Calls `sites.sh`.
     @discardableResult
     public func sites(_ command: String) -> CommandResult {
-        Shell.run("\(Shell.packageRoot)/Tests/Lab/sites.sh \(command) \(prefix) \(directory)", timeout: 120)
+        Shell.run(
+            "\(Shell.packageRoot)/Tests/Lab/sites.sh \(command) \(prefix) \(directory)", environment: environment,
+            timeout: 120)
     }
 
     /// Packets that a router of `sites.sh` has counted, by name.

@@ -1,9 +1,8 @@
 import Foundation
-import TestSupport
 
 extension APIServer {
     /// A server that gives the helpers exactly the verbs of install/kubernetes/base/rbac.yaml, and their kubeconfig beside it.
-    static func withRoles(_ name: String) throws -> APIServer {
+    public static func withRoles(_ name: String) throws -> APIServer {
         let directory = "/run/culvert-\(Shell.prefix)-api-\(name)"
         Shell.run(
             "mkdir -p \(directory) && printf 'SECRET-T1 system:serviceaccount:culvert:culvertd\nADMIN admin system:masters\n' > \(directory)/tokens"
@@ -25,6 +24,8 @@ extension APIServer {
         return api
     }
 
-    var kubeconfig: String { "\(directory)/kubeconfig" }
-    var socket: String { "\(directory)/api.unix" }
+    /// What the helpers are told of it.
+    public var kubeconfig: String { "\(directory)/kubeconfig" }
+    /// The Unix socket that it listens on.
+    public var socket: String { "\(directory)/api.unix" }
 }
