@@ -100,4 +100,42 @@ struct BesideKiloTests {
         let kilo = lab.run(in: "n2", "\(Shell.binaries)/culvertd cleanup --kilo")
         #expect(kilo.output.contains("ip link del dev kilo0"), "\(kilo)")
     }
+
+    /// A Kilo starts on a node of Culvert's, as one does whose DaemonSet selects every node. It is noticed and told, and the helper
+    /// leaves what is published to it.
+    @Test func aKiloThatStartsBesideARunningHelperIsNoticedAndTold() throws {
+        let cluster = try KiloCluster("kr")
+        let lab = cluster.lab
+        try lab.start("n1")
+        func key() -> String? { cluster.annotations("n1")["kilo.squat.ai/key"] }
+        #expect(lab.eventually(15) { key() != nil })
+        let ours = key()
+        try cluster.startKilo(1)
+        #expect(
+            lab.eventually(15) { lab.ctl("n1", "status").output.contains("Kilo runs on this node too") },
+            "\(lab.ctl("n1", "status").output)")
+        let kilos = key()
+        #expect(kilos != nil && kilos != ours)
+        func events() -> [JSON] {
+            (cluster.api.get("/api/v1/events")?["items"]?.elements ?? []).filter {
+                $0["reason"]?.string == "KiloRunsToo"
+            }
+        }
+        #expect(lab.eventually(10) { !events().isEmpty })
+        let event = events().first
+        let object = event?["involvedObject"]
+        #expect(
+            object?["kind"]?.string == "Node" && object?["name"]?.string == "n1" && event?["type"]?.string == "Warning")
+        #expect(event?["message"]?.string?.contains("keep Kilo off this node") == true, "\(event?.text() ?? "")")
+        // Kilo would take its key back, and the helper its own, and so on.
+        var keys: Set<String> = []
+        for _ in 0..<20 {
+            if let key = key() { keys.insert(key) }
+            usleep(200_000)
+        }
+        #expect(keys == Set([kilos].compactMap { $0 }))
+        #expect(events().count == 1)
+        // The helper's own mesh stays: only what others are told is Kilo's.
+        #expect(lab.ctl("n1", "diff").output == "[]\n")
+    }
 }
