@@ -590,6 +590,38 @@ import Testing
         await cluster.inventory.stop()
     }
 
+    /// A look-up that failed has said nothing of the gateway. It comes again in seconds rather than in ten minutes; until then no
+    /// egress address is known of the gateway.
+    @Test func aGatewayWhoseLookUpFailedIsAskedAgainInSeconds() async throws {
+        let cluster = try Cluster("lookup")
+        cluster.fill()
+        cluster.server.apply([
+            ClusterContent.node(2, 1).replacingOccurrences(
+                of: "\"annotations\":{", with: "\"annotations\":{\"culvert.dev/egress-address\":\"192.0.2.7\","),
+            ClusterContent.ciliumNode(2, 1).replacingOccurrences(
+                of: "\"name\":\"n2\"",
+                with: "\"name\":\"n2\",\"labels\":{\"kubernetes.io/hostname\":\"n2\",\"zone\":\"z\"}"),
+        ])
+        let client = try KubernetesClient(
+            access: ClusterAccess(server: cluster.server.url, credential: .tokenFile(cluster.tokenFile)),
+            userAgent: "lookups")
+        let inventory = KubernetesInventory(
+            client: client, nodeName: "n0", cachePath: nil, nodes: .own, ceiling: 1, clock: ScaledClock(factor: 20),
+            logger: .quiet)
+        await inventory.start()
+        cluster.server.fault("{\"status\":{\"code\":503,\"count\":2,\"match\":\"/nodes/n2\"}}")
+        await inventory.look(atGateways: ["n2"], inDoubt: [])
+        func address() async -> String? {
+            await inventory.inventory().nodes["n2"]?.annotations["culvert.dev/egress-address"]
+        }
+        // 10 s of the clock are half a second; ten minutes would be 30 seconds.
+        for _ in 0..<100 where await address() == nil { try await Task.sleep(for: .milliseconds(50)) }
+        #expect(await address() == "192.0.2.7")
+        #expect(cluster.server.counters().requests["get nodes"] ?? 0 >= 2, "the first look-up failed")
+        await inventory.stop()
+        await cluster.inventory.stop()
+    }
+
     /// Of a gateway's Node the taints are read too, however little of the other Nodes is: by them it ranks lower.
     @Test(arguments: [KubernetesInventory.NodeReading.own, .metadata])
     func aGatewayThatKubernetesHasGivenUpIsKnown(_ reading: KubernetesInventory.NodeReading) async throws {
