@@ -138,4 +138,19 @@ struct BesideKiloTests {
         // The helper's own mesh stays: only what others are told is Kilo's.
         #expect(lab.ctl("n1", "diff").output == "[]\n")
     }
+
+    /// While the inventory is not known nothing can be planned, and what an earlier run has published is still how others reach
+    /// the node: a node without its addresses would be half of the truth.
+    @Test func aStartPublishesNothingBeforeTheKernelIsAsPlanned() throws {
+        let lab = try Lab("kp", configuration: "mesh: {enabled: true}\n", extra: ["LAB_WIREGUARD": "wireguard-go"])
+        try lab.start("n1")
+        func published() -> String { Shell.run("cat \(lab.directory)/n1/published/n1.yaml").output }
+        let before = published()
+        #expect(before.contains("kilo.squat.ai/key") && before.contains("kilo.squat.ai/internal-ip"), "\(before)")
+        lab.kill("n1")
+        try lab.inventory("damaged.yaml", "kind: [")
+        lab.startUnready("n1")
+        #expect(lab.ctl("n1", "status").output.contains("not known"), "\(lab.ctl("n1", "status").output)")
+        #expect(published() == before)
+    }
 }
