@@ -1,3 +1,4 @@
+import ArgumentParser
 import Etcd
 import FoundationEssentials
 import Glibc
@@ -24,12 +25,25 @@ enum InventorySources {
     /// - Throws: why it cannot be done.
     static func withdraw(_ settings: HelperConfiguration, nodeName: String) async throws {
         let client = try client(settings, nodeName: nodeName)
-        do { try await KubernetesPublisher.withdraw(fromNode: nodeName, client: client) } catch {
+        do {
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                group.addTask { try await KubernetesPublisher.withdraw(fromNode: nodeName, client: client) }
+                group.addTask {
+                    try await Task.sleep(for: patience)
+                    throw ValidationError("the API server has not answered for \(patience.components.seconds) s")
+                }
+                defer { group.cancelAll() }
+                try await group.next()
+            }
+        } catch {
             await client.shutdown()
             throw error
         }
         await client.shutdown()
     }
+
+    /// For so long somebody who waits at a terminal is kept waiting by a server that accepts and says nothing.
+    private static let patience = Duration.seconds(10)
 
     /// - Throws: where it cannot be had at all; a server that does not answer is waited for.
     static func make(
