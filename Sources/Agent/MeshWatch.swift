@@ -64,7 +64,7 @@ extension NodeAgent {
         guard hasKilosNodes, silent != facts.leftOutOfMesh else { return }
         logger.notice(
             "Kilo would leave these nodes out of the mesh",
-            metadata: ["nodes": "\(silent.sorted().joined(separator: " "))"])
+            metadata: ["nodes": "\(MeshTopology.some(silent.sorted()))"])
         try? refreshFacts()
         converge("nodes of the mesh came or went")
     }

@@ -171,8 +171,8 @@ public struct MeshTopology: Sendable {
         return best
     }
 
-    /// At most five names.
-    static func some(_ names: [String]) -> String {
+    /// At most five names, and how many more there are.
+    public static func some(_ names: [String]) -> String {
         names.count <= 5
             ? names.joined(separator: ", ") : names.prefix(5).joined(separator: ", ") + " and \(names.count - 5) more"
     }
