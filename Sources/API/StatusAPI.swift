@@ -43,7 +43,13 @@ public enum StatusAPI {
         switch path {
         case "/healthz": return text(.ok, "ok\n")
         case "/readyz":
-            guard isReady else { return text(.serviceUnavailable, "starting: cni.sock does not listen yet\n") }
+            guard isReady else {
+                let problems = problems(in: await agent.source.status())
+                return text(
+                    .serviceUnavailable,
+                    "starting: cni.sock does not listen yet"
+                        + (problems.isEmpty ? "" : ": " + problems.joined(separator: "; ")) + "\n")
+            }
             let summary = StatusSummary(await agent.snapshot())
             return summary.unready.isEmpty
                 ? text(.ok, summary.level == .ok ? "ok\n" : "\(summary.line)\n")
@@ -84,12 +90,17 @@ public enum StatusAPI {
             body: .init(byteBuffer: ByteBuffer(string: value.text(indent: 2) + "\n")))
     }
 
+    /// What the source cannot do at this moment.
+    private static func problems(in status: JSON) -> [String] {
+        (status["problems"]?.elements ?? []).compactMap(\.string)
+    }
+
     /// The source's own status; what could not be written to it is among its problems.
     private static func sourceStatus(_ agent: NodeAgent) async -> JSON {
         let status = await agent.source.status()
         let unwritten = await agent.publisher.problems()
         guard !unwritten.isEmpty else { return status }
-        let problems = (status["problems"]?.elements ?? []).compactMap(\.string) + unwritten
+        let problems = problems(in: status) + unwritten
         return status.setting("problems", to: .array(problems.sorted().map { .string($0) }))
     }
 
@@ -101,9 +112,7 @@ public enum StatusAPI {
         let adopted = plan.attachments.filter(\.attachment.adopted)
         var warnings = plan.warnings
         let source = await sourceStatus(agent)
-        for problem in source["problems"]?.elements ?? [] {
-            if let text = problem.string { warnings.append("inventory: \(text)") }
-        }
+        for problem in problems(in: source) { warnings.append("inventory: \(problem)") }
         if let asked = node.askedEchoInterval {
             warnings.append(
                 "\(node.inventory.nodes.count - 1) nodes could send echoes to this gateway: it asks them for one every "

@@ -6,7 +6,6 @@ import Installer
 import Inventory
 import Logging
 import Model
-import Synchronization
 
 /// Where a container runtime looks, as both commands need it.
 struct RuntimeDirectories: ParsableArguments {
@@ -310,29 +309,5 @@ enum InstallLog {
         guard count > 0 else { return "/usr/local/bin/\(name)" }
         let own = String(decoding: buffer[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
         return PathText.directory(of: own) + "/" + name
-    }
-}
-
-/// SIGTERM and SIGINT end the wait that is under way, and set a flag.
-enum StopSignals {
-    private static let flag = Atomic<Bool>(false)
-    static var isSet: Bool { flag.load(ordering: .sequentiallyConsistent) }
-
-    static func listen() {
-        for number in [SIGTERM, SIGINT] {
-            signal(number) { _ in StopSignals.flag.store(true, ordering: .sequentiallyConsistent) }
-        }
-    }
-
-    /// True as soon as a signal has come. poll(2) ends at a signal; a signal that comes just before is seen in time too,
-    /// because no slice of the wait is longer than half a second.
-    static func wait(milliseconds: Int32) -> Bool {
-        var rest = milliseconds
-        while rest > 0 && !isSet {
-            let slice = min(rest, 500)
-            _ = poll(nil, 0, slice)
-            rest -= slice
-        }
-        return isSet
     }
 }

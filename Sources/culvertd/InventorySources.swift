@@ -45,12 +45,22 @@ enum InventorySources {
     /// For so long somebody who waits at a terminal is kept waiting by a server that accepts and says nothing.
     private static let patience = Duration.seconds(10)
 
-    /// - Throws: where it cannot be had at all; a server that does not answer is waited for.
+    /// What `make` has chosen.
+    struct Chosen: Sendable {
+        let source: any InventorySource
+        let publisher: any NodePublisher
+        /// Begins to read, and waits until what is there is known. A server that does not answer is waited for without
+        /// limit where no inventory is on disk.
+        let begin: @Sendable () async -> Void
+    }
+
+    /// - Throws: where it cannot be had at all.
     static func make(
         _ settings: HelperConfiguration, nodeName: String, stateDirectory: String, logger: Logger
-    ) async throws -> (any InventorySource, any NodePublisher) {
+    ) throws -> Chosen {
         switch settings.source {
-        case .file: return (FileSource(directory: settings.inventoryPath), NoPublisher())
+        case .file:
+            return Chosen(source: FileSource(directory: settings.inventoryPath), publisher: NoPublisher(), begin: {})
         case .kubernetes:
             let client = try client(settings, nodeName: nodeName)
             // Before the sockets' umask, which would take the directory's x bits.
@@ -61,9 +71,10 @@ enum InventorySources {
                     ? .whole : settings.planner.mesh.enabled ? .metadata : .own, logger: logger)
             let publisher = KubernetesPublisher(
                 client: client, nodeName: nodeName, inventory: inventory, logger: logger)
-            await publisher.start()
-            await inventory.start()
-            return (inventory, publisher)
+            return Chosen(source: inventory, publisher: publisher) {
+                await publisher.start()
+                await inventory.start()
+            }
         case .etcd:
             let own =
                 settings.etcdEndpoints.isEmpty
@@ -88,8 +99,7 @@ enum InventorySources {
             let inventory = try EtcdInventory(
                 clusters: clusters, directory: settings.inventoryPath, cachePath: stateDirectory + "/etcd-nodes.json",
                 logger: logger)
-            await inventory.start()
-            return (inventory, NoPublisher())
+            return Chosen(source: inventory, publisher: NoPublisher()) { await inventory.start() }
         }
     }
 }

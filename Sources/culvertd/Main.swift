@@ -50,6 +50,7 @@ struct Run: AsyncParsableCommand {
     var apiGroup: String?
 
     func run() async throws {
+        StopSignals.endTheStart()
         var settings = HelperConfiguration()
         let defaultConfig = "/etc/culvert/culvertd.yaml"
         if let path = config ?? (access(defaultConfig, F_OK) == 0 ? defaultConfig : nil) {
@@ -84,19 +85,13 @@ struct Run: AsyncParsableCommand {
         do {
             let keys = settings.planner.mesh.enabled ? try WireGuardKeyFile(stateDirectory: stateDir) : nil
             settings.inventoryPath = directory
-            let (source, publisher) = try await InventorySources.make(
+            let chosen = try InventorySources.make(
                 settings, nodeName: name, stateDirectory: stateDir, logger: logger)
             let agent = try NodeAgent(
                 settings: .init(
                     nodeName: name, runDirectory: runDir, configuration: settings.planner, keys: keys,
                     stateDirectory: stateDir),
-                source: source, publisher: publisher, logger: logger)
-            // Listening first, so that nothing that happens during the start is missed; and nobody is told of it before what
-            // was is loaded.
-            let events = try await EventLoops.listen(agent: agent, logger: logger)
-            try await agent.start()
-            await events.serve()
-            let server = try PluginServer(path: runDir + "/cni.sock", agent: agent, logger: logger)
+                source: chosen.source, publisher: chosen.publisher, logger: logger)
             let apiSocket = runDir + "/api.sock"
             try removeStaleSocket(apiSocket)
             let group = try (apiGroup ?? settings.apiGroup).map { try APIGroup($0) }
@@ -105,12 +100,14 @@ struct Run: AsyncParsableCommand {
             let api = try StatusAPI.server(
                 socket: apiSocket, agent: agent, logger: logger, isReady: { isReady.value },
                 onServerRunning: { group?.take(apiSocket, logger: logger) })
+            let node = NodeService(
+                agent: agent, begin: chosen.begin, socket: runDir + "/cni.sock", isReady: isReady, logger: logger)
+            // The API answers while the node still starts: a helper that waits for its inventory is alive, and says why
+            // it is not ready.
             let services = ServiceGroup(
                 configuration: .init(
-                    services: [
-                        .init(service: api),
-                        .init(service: PluginService(server: server, isReady: isReady, logger: logger, node: name)),
-                    ], gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
+                    services: [.init(service: api), .init(service: node)],
+                    gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
             try await services.run()
             logger.info("stopped; tunnels and routes stay as they are")
         } catch let error as ExitCode { throw error } catch {
@@ -135,23 +132,6 @@ final class Ready: Sendable {
     var value: Bool {
         get { flag.load(ordering: .sequentiallyConsistent) }
         set { flag.store(newValue, ordering: .sequentiallyConsistent) }
-    }
-}
-
-/// `cni.sock` as a service: listens until shutdown, then lets the calls that are under way finish.
-struct PluginService: Service {
-    let server: PluginServer
-    let isReady: Ready
-    let logger: Logger
-    let node: String
-
-    func run() async throws {
-        server.start()
-        isReady.value = true
-        logger.info("ready", metadata: ["node": "\(node)"])
-        try? await gracefulShutdown()
-        isReady.value = false
-        server.stop()
     }
 }
 
