@@ -17,11 +17,37 @@ public final class ConfigurationFolder {
         for folder in [path] + networkFolders() {
             for name in FileAccess.names(folder) ?? []
             where name.hasPrefix(ChainFileNames.temporaryPrefix) && name.hasSuffix(ChainFileNames.temporarySuffix) {
+                if folder == path { try putBack(name) }
                 unlink(folder + "/" + name)
             }
         }
     }
     deinit { if lock >= 0 { close(lock) } }
+
+    /// The directory that is worked on is not the one at its path any more. Where it is mounted into a container, nothing
+    /// but a new mount leads to the new one.
+    public var isReplaced: Bool {
+        var own = stat()
+        var there = stat()
+        guard fstat(lock, &own) == 0, stat(path, &there) == 0 else { return true }
+        return own.st_nlink == 0 || own.st_ino != there.st_ino || own.st_dev != there.st_dev
+    }
+
+    /// An installer that was killed between the exchange of two files and the look at what came out (`replace`) leaves the
+    /// network's own file under a temporary name. Where that is newer than what our entry was added to, it goes back.
+    private func putBack(_ temporary: String) throws(InstallationFailure) {
+        guard let lost = try? FileAccess.read(path + "/" + temporary, most: FileAccess.mostConfiguration),
+            let list = try? ConfigurationListFile(lost.bytes, fileName: "x.conflist"), list.markedEntries == 0
+        else { return }
+        for file in try read().files where ChainFileNames.isRead(file.name) {
+            guard !ChainFileNames.ownLists.contains(file.name), case .regular(let bytes, _) = file.body,
+                let present = try? ConfigurationListFile(bytes, fileName: file.name), present.network == list.network,
+                present.markedEntries > 0, present.withoutMarkedEntries() != lost.bytes
+            else { continue }
+            _ = try replace(file.name, expected: bytes, lost.bytes, mode: lost.mode)
+            return
+        }
+    }
 
     /// Directories of networks that have something of ours.
     private func networkFolders() -> [String] {
