@@ -35,7 +35,7 @@ struct APIGroup: Sendable {
         guard chown(socket, uid_t.max, id) == 0, chmod(socket, 0o660) == 0 else {
             let reason = String(cString: strerror(culvert_errno()))
             return logger.error(
-                "api.sock cannot be given its group: only the helper's user may open it",
+                "api.sock cannot be given its group: only the helper's user may open it (under systemd, a drop-in of culvertd.service must allow it: SystemCallFilter=chown fchownat)",
                 metadata: ["group": "\(name)", "error": "\(reason)"])
         }
         let directory = PathText.directory(of: socket)
