@@ -107,7 +107,7 @@ let package = Package(
         .target(
             name: "Agent",
             dependencies: [
-                "Liveness", "Reconcile", "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model",
+                "Installer", "Liveness", "Reconcile", "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model",
                 "HelperProtocol",
                 "CNI",
                 "CLinux", "Jansson",
@@ -117,7 +117,7 @@ let package = Package(
         .target(
             name: "API",
             dependencies: [
-                "Agent", "CNI", "Firewall", "Liveness", "Planner", "WireGuard", "Model", "Jansson",
+                "Agent", "CNI", "Firewall", "Installer", "Liveness", "Planner", "WireGuard", "Model", "Jansson",
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOPosix", package: "swift-nio"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),

@@ -2,6 +2,7 @@ import Agent
 import CNI
 import HTTPTypes
 import HummingbirdCore
+import Installer
 import Jansson
 import Logging
 import Model
@@ -106,7 +107,8 @@ public enum StatusAPI {
 
     static func status(_ agent: NodeAgent) async -> JSON {
         let node = await agent.snapshot()
-        let summary = StatusSummary(node)
+        let chain = ChainState.read(runDirectory: agent.runDirectory)
+        let summary = StatusSummary(node, chain: chain)
         let (facts, plan, inventory) = (node.facts, node.plan, node.inventory)
         let counters = (try? await agent.firewallCounters()) ?? []
         let adopted = plan.attachments.filter(\.attachment.adopted)
@@ -159,7 +161,7 @@ public enum StatusAPI {
             ("protocol", .string(node.configuration.tunnelProtocol.rawValue)),
             ("overlayAddress", facts.overlayAddress.map { .string("\($0)") } ?? .null),
             ("underlay", .string(facts.underlayDevice)), ("underlayMTU", .integer(Int64(facts.underlayMTU))),
-            ("inventory", source),
+            ("inventory", source), ("chain", chain?.json),
             (
                 "serviceNetworks",
                 .array(Planner.keptServices(node.configuration, inventory, facts).map { .string("\($0)") })

@@ -1,6 +1,7 @@
 import CLinux
 import FoundationEssentials
 import Glibc
+import Installer
 import Inventory
 import Jansson
 import Model
@@ -227,8 +228,9 @@ struct AttachmentStore {
         ((try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []).filter { !$0.hasPrefix(".") }.sorted()
     }
 
-    /// Removes everything that the helper has written.
+    /// Removes everything that the helper has written, and the installer's word on the chain.
     func removeAll() {
+        unlink(ChainState.path(runDirectory: runDirectory))
         for name in names(attachmentsDirectory) { unlink("\(attachmentsDirectory)/\(name)") }
         for name in names(deletedDirectory) { unlink("\(deletedDirectory)/\(name)") }
         for name in names(publishedDirectory) { unlink("\(publishedDirectory)/\(name)") }

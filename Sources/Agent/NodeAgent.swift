@@ -181,6 +181,7 @@ public actor NodeAgent {
 
     nonisolated var deletedDirectory: String { "\(settings.runDirectory)/deleted" }
     public nonisolated var nodeName: String { settings.nodeName }
+    public nonisolated var runDirectory: String { settings.runDirectory }
     public nonisolated var configuration: Configuration { settings.configuration }
     /// Of sockets whose notifications are our own changes.
     public var eventPorts: (route: Set<UInt32>, firewall: Set<UInt32>) {

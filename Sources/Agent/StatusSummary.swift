@@ -1,3 +1,4 @@
+import Installer
 import Model
 import Planner
 
@@ -16,7 +17,8 @@ public struct StatusSummary: Equatable, Sendable {
     /// Why the node is not ready for pods; empty when it is.
     public let unready: String
 
-    public init(_ node: NodeSnapshot) {
+    /// - Parameter chain: what the installer has come to; nil: none has been at work, or it does not matter.
+    public init(_ node: NodeSnapshot, chain: ChainState? = nil) {
         var held: [String] = []
         var degraded: [String] = []
         var unready = ""
@@ -57,6 +59,9 @@ public struct StatusSummary: Equatable, Sendable {
             degraded.append(
                 "the kernel is not as planned (\(node.failures.count) refused): \(first.message)")
             if unready.isEmpty { unready = degraded[0] }
+        }
+        if let chain, chain.phase != .chained {
+            degraded.append("the plugin is not in the chain, so that new pods start without it: \(chain.reason)")
         }
         let kept = node.plan.attachments.filter { !$0.isHeld && !$0.holds.isEmpty }
         if let first = kept.first {

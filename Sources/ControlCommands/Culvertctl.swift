@@ -3,6 +3,7 @@ import AsyncHTTPClient
 import CNI
 import FoundationEssentials
 import Glibc
+import Installer
 import Inventory
 import Jansson
 import Model
@@ -118,6 +119,7 @@ struct StatusCommand: AsyncParsableCommand {
                 text += "Put back:         \(repairs.joined(separator: ", ")) (somebody else keeps changing them)\n"
             }
             if let inventory = status["inventory"] { text += "Inventory:        \(InventoryText.line(inventory))\n" }
+            if let chain = status["chain"].flatMap({ ChainState($0) }) { text += "Chain:            \(chain.line)\n" }
             if let rows = attachments.elements, !rows.isEmpty { text += "\n" + AttachmentTable.render(rows) }
             let counted = (status["firewall"]?.elements ?? []).filter { ($0["packets"]?.integer ?? 0) > 0 }
             if !counted.isEmpty {

@@ -1,6 +1,7 @@
 import ArgumentParser
 import AsyncHTTPClient
 import FoundationEssentials
+import Installer
 import Model
 import NIOCore
 
@@ -11,7 +12,8 @@ struct ReadyCommand: AsyncParsableCommand {
         commandName: "ready",
         abstract: "Exit 0 when the helper takes new pods, else 1.",
         discussion: """
-            Prints the helper's answer in one line. With --live only whether the helper answers at all counts.
+            Prints the helper's answer in one line. With --live only whether the helper answers at all counts. With --chain \
+            the helper is not asked: exit 0 when `culvertd install` has put the plugin into the chain.
 
             Example, which waits for the helper:
               until culvertctl ready; do sleep 1; done
@@ -19,13 +21,16 @@ struct ReadyCommand: AsyncParsableCommand {
 
     @Option(help: "Run directory of the helper, where api.sock is.") var runDir = "/run/culvert"
     @Flag(help: "Exit 0 as soon as the helper answers, ready or not.") var live = false
+    @Flag(help: "Exit 0 when the plugin is in the chain.") var chain = false
     @Option(help: "Seconds to wait for the answer.") var timeout = 4
 
     func validate() throws {
         guard (1...60).contains(timeout) else { throw ValidationError("--timeout must be a number from 1 to 60") }
+        if live && chain { throw ValidationError("--live asks the helper, and --chain does not: use one of them") }
     }
 
     func run() async throws {
+        if chain { return try showChain() }
         let socket = runDir + "/api.sock"
         guard let url = URL(httpURLWithSocketPath: socket, uri: live ? "/healthz" : "/readyz") else {
             throw ValidationError("\(socket) is no path of a socket")
@@ -45,5 +50,15 @@ struct ReadyCommand: AsyncParsableCommand {
         try? await client.shutdown()
         print(answer.line)
         if !answer.isReady { throw ExitCode(1) }
+    }
+
+    private func showChain() throws {
+        guard let state = ChainState.read(runDirectory: runDir) else {
+            throw Failure(
+                "\(ChainState.path(runDirectory: runDir)) cannot be read: does culvertd install run, with this --run-dir?"
+            )
+        }
+        print(state.line)
+        if state.phase != .chained { throw ExitCode(1) }
     }
 }

@@ -23,10 +23,14 @@ public struct ChainWishes: Equatable, Sendable {
     public var lastNetwork: String?
     /// Where the file of the network that was chained last has gone, another network may take its place.
     public var mayLeaveNetwork: Bool
+    /// A list of our own is not trusted yet: an entry in the network's own file stays behind it, so that nothing is lost
+    /// where somebody takes the list away.
+    public var keepsEntryInPlace: Bool
 
     public init(
         entry: PluginEntry, network: String? = nil, method: ChainMethod? = nil, readsDropIns: Bool = false,
-        isOwnListTakenAway: Bool = false, lastNetwork: String? = nil, mayLeaveNetwork: Bool = false
+        isOwnListTakenAway: Bool = false, lastNetwork: String? = nil, mayLeaveNetwork: Bool = false,
+        keepsEntryInPlace: Bool = false
     ) {
         self.entry = entry
         self.network = network
@@ -35,6 +39,7 @@ public struct ChainWishes: Equatable, Sendable {
         self.isOwnListTakenAway = isOwnListTakenAway
         self.lastNetwork = lastNetwork
         self.mayLeaveNetwork = mayLeaveNetwork
+        self.keepsEntryInPlace = keepsEntryInPlace
     }
 }
 
@@ -58,6 +63,9 @@ public enum ChainDecision: Equatable, Sendable {
         public let changes: [DirectoryChange]
         /// What an administrator should know, and the remedy.
         public let notes: [String]
+        /// Why the plugin is not called exactly once after the changes either, which only an administrator can mend: the
+        /// reason and the remedy. Empty where it is.
+        public let obstacle: String
     }
 }
 
@@ -90,8 +98,11 @@ public enum ChainChoice {
             guard let obstacle = plan.obstacle(wanted) else { return .chain(plan.chain(by: wanted)) }
             return .impossible("\(target.name) cannot be chained by \(wanted.rawValue): \(obstacle)")
         }
-        // What is in force stays, so that nothing is taken away from a chain that works.
-        if let current = view.currentMethod(target), allowed.contains(current) {
+        // What is in force stays, so that nothing is taken away from a chain that works. But each rewrite by the network's own
+        // program takes an entry in its file out again: a list of our own is better, and is there before the entry goes.
+        if let current = view.currentMethod(target), allowed.contains(current),
+            current != .inPlace || !allowed.contains(.ownList)
+        {
             return .chain(plan.chain(by: current))
         }
         guard let first = allowed.first else {
@@ -317,28 +328,28 @@ private struct Plan {
             ]
         } ?? []
     }
-    private func result(_ method: ChainMethod?, _ changes: [DirectoryChange], _ more: [String] = [])
-        -> ChainDecision.Chain
-    {
+    private func result(
+        _ method: ChainMethod?, _ changes: [DirectoryChange], _ more: [String] = [], obstacle: String = ""
+    ) -> ChainDecision.Chain {
         .init(
             network: target.list.network, file: target.name, method: method, isChained: isChained,
-            changes: changes + cleanOthers,
-            notes: notes + more)
+            changes: changes + cleanOthers, notes: notes + more, obstacle: obstacle)
     }
 
     /// Somebody else has put the plugin into the network's file, for example Cilium itself with `cni.customConf`.
     func byOthers() -> ChainDecision.Chain {
         var more: [String] = []
-        if target.list.foreignEntries > 1 {
-            more.append(
-                "\(target.name) has \(target.list.foreignEntries) entries of Culvert's plugin: remove all but one")
-        }
+        let count = target.list.foreignEntries
+        let obstacle =
+            count > 1
+            ? "\(target.name) has \(count) entries of Culvert's plugin that somebody else wrote: remove all but one"
+            : ""
         if !target.list.handsAnnotationsOver {
             more.append(
                 "Culvert's entry in \(target.name) lacks the capability io.kubernetes.cri.pod-annotations: pod annotations reach the plugin only through the API server"
             )
         }
-        return result(nil, cleanTarget + removeOwnLists() + removeDropIns(), more)
+        return result(nil, cleanTarget + removeOwnLists() + removeDropIns(), more, obstacle: obstacle)
     }
 
     func chain(by method: ChainMethod) -> ChainDecision.Chain {
@@ -346,14 +357,17 @@ private struct Plan {
         // Everywhere else the new comes first.
         switch method {
         case .ownList:
-            guard let name = ownName, let clean = try? ConfigurationListFile(base, fileName: target.name) else {
-                return result(method, [])
+            guard let name = ownName, let plain = try? ConfigurationListFile(base, fileName: target.name) else {
+                return result(
+                    method, [],
+                    obstacle: "\(target.name) cannot be used without Culvert's entries in it: write it anew")
             }
-            let wanted = clean.adding(wishes.entry)
+            let wanted = plain.adding(wishes.entry)
             let present = view.ownLists.first { $0.name == name }
             var write: [DirectoryChange] = [.write(name: name, wanted, mode: mode)]
             if case .regular(let bytes, let bits)? = present?.body, bytes == wanted, bits == mode { write = [] }
-            return result(method, removeDropIns() + write + cleanTarget + removeOwnLists(but: name))
+            let clean = wishes.keepsEntryInPlace ? [] : cleanTarget
+            return result(method, removeDropIns() + write + clean + removeOwnLists(but: name))
         case .dropIn:
             let network = target.list.network
             let write: [DirectoryChange] =

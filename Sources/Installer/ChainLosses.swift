@@ -20,6 +20,9 @@ public struct ChainLosses: Equatable, Sendable {
     /// Seconds until the next change may be made.
     public func pause(at now: Double) -> Double { max(0, notBefore - now) }
 
+    /// Seconds that the chain has been right without a break.
+    public func standing(at now: Double) -> Double { chainedSince.map { now - $0 } ?? 0 }
+
     /// The chain was seen to be right.
     public mutating func seenChained(at now: Double) { if chainedSince == nil { chainedSince = now } }
 

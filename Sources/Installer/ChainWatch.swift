@@ -11,9 +11,21 @@ public struct ChainWatch {
     private var said: [Report] = []
     /// The plugin was not in the chain when this one first looked, or not any more since.
     public private(set) var hasChained = false
+    /// Since when our own list was seen to be taken away last.
+    private var takenAwaySince: Double?
+    /// Seconds until our own list is tried again: twice as many each time that it was in vain.
+    private var trialAfter = ChainWatch.firstTrial
+    /// Since when the plugin has been called by our own list without a break.
+    private var ownListSince: Double?
+    private var defeat: (reason: String, since: Double)?
 
     /// Seconds after which another network may take the place of one whose file has gone.
     public static let leaveAfter = 30.0
+    /// Seconds until a list of our own that was taken away is tried again: `cni.exclusive` may be false by then.
+    public static let firstTrial = ChainLosses.calm
+    public static let longestTrial = 3600.0
+    /// Seconds until a fight that was lost is taken up again.
+    public static let restAfterDefeat = 3600.0
 
     public enum Report: Equatable, Sendable {
         case info(String)
@@ -26,8 +38,14 @@ public struct ChainWatch {
         case waiting(String)
         /// Another program has taken the plugin out; the next change is made in so many seconds.
         case resting(Double)
+        /// Something is wrong that only an administrator can mend: the reason and the remedy. Look again when something
+        /// changes.
+        case obstructed(String)
         /// Something has changed while it was looked at: look again at once.
         case overtaken
+        /// Another program has taken the plugin out too often: the reason and the remedy. Nothing is changed until
+        /// `restAfterDefeat` has passed; then the next look begins anew.
+        case defeated(String)
         /// Ended, with the reason and the remedy.
         case failed(String)
     }
@@ -48,15 +66,16 @@ public struct ChainWatch {
     }
 
     private mutating func look(_ now: Double) throws(InstallationFailure) -> Outcome {
-        wishes.mayLeaveNetwork = missingSince.map { now - $0 >= ChainWatch.leaveAfter } ?? false
-        let content = try folder.read()
-        if !wishes.isOwnListTakenAway && DirectoryView(content).isOwnListPutAside {
-            wishes.isOwnListTakenAway = true
-            say(
-                .warning(
-                    "Cilium has put our list aside (\(ChainFileNames.putAside)): cni.exclusive is true. Set cni.exclusive=false, or let Cilium write the entry itself with cni.customConf and cni.configMap; another way is tried until then"
-                ))
+        if let lost = defeat {
+            guard now - lost.since >= ChainWatch.restAfterDefeat else { return .defeated(lost.reason) }
+            defeat = nil
+            losses = ChainLosses(most: losses.most)
+            said = []
         }
+        wishes.mayLeaveNetwork = missingSince.map { now - $0 >= ChainWatch.leaveAfter } ?? false
+        wishes.keepsEntryInPlace = ownListSince.map { now - $0 < ChainLosses.calm } ?? true
+        let content = try folder.read()
+        noticeWhetherOwnListIsTakenAway(content, now)
         switch ChainChoice.decide(content, wishes) {
         case .wait(let reason):
             if missingSince == nil { missingSince = now }
@@ -66,38 +85,72 @@ public struct ChainWatch {
         case .chain(let chain):
             missingSince = nil
             wishes.lastNetwork = chain.network
-            if chain.isChained {
-                losses.seenChained(at: now)
-            } else {
-                let before = losses.count
-                losses.seenLost(at: now)
-                if losses.count != before { said = [] }
-                if losses.isExhausted { return .failed(defeat(chain)) }
-                if losses.count > 0 {
-                    say(
-                        .warning(
-                            "another program has taken Culvert's plugin out of the chain of \(chain.file) (\(losses.count) of at most \(losses.most) times in a row)"
-                        ))
-                }
-            }
-            let pause = losses.pause(at: now)
-            // Whatever takes nothing out of somebody else's hands need not wait: a list of our own follows its network at once.
-            if pause > 0 && !chain.isChained { return .resting(pause) }
-            for change in chain.changes where try !folder.apply(change) { return .overtaken }
-            // The plugin was in the chain for a moment at least: an opponent that is quick is noticed too.
-            losses.seenChained(at: now)
-            if !chain.changes.isEmpty {
-                if !chain.isChained { hasChained = true }
-                // What was carried out is looked at before it is believed.
-                let after = ChainChoice.decide(try folder.read(), wishes)
-                guard case .chain(let result) = after, result.isChained, result.changes.isEmpty else {
-                    return .overtaken
-                }
-            }
-            for note in chain.notes { say(.warning(note)) }
-            say(.info(ChainWatch.success(chain)))
-            return .chained(file: chain.file, chain.method)
+            return try carryOut(chain, now)
         }
+    }
+
+    /// A list of our own is tried again from time to time: where nobody takes it away any more, it is the better way.
+    private mutating func noticeWhetherOwnListIsTakenAway(_ content: DirectoryContent, _ now: Double) {
+        if DirectoryView(content).isOwnListPutAside {
+            if !wishes.isOwnListTakenAway { takenAwaySince = now }
+            wishes.isOwnListTakenAway = true
+            say(
+                .warning(
+                    "Cilium has put our list aside (\(ChainFileNames.putAside)): cni.exclusive is true. Set cni.exclusive=false, or let Cilium write the entry itself with cni.customConf and cni.configMap; another way is tried until then"
+                ))
+        } else if wishes.isOwnListTakenAway, now - (takenAwaySince ?? now) >= trialAfter,
+            losses.standing(at: now) >= ChainLosses.calm
+        {
+            wishes.isOwnListTakenAway = false
+            trialAfter = min(trialAfter * 2, ChainWatch.longestTrial)
+        }
+    }
+
+    private mutating func carryOut(
+        _ chain: ChainDecision.Chain, _ now: Double
+    ) throws(InstallationFailure) -> Outcome {
+        if chain.isChained { losses.seenChained(at: now) }
+        // Where somebody else writes the entry, nobody takes one of ours away.
+        if !chain.isChained && chain.method != nil && chain.obstacle.isEmpty {
+            let before = losses.count
+            losses.seenLost(at: now)
+            ownListSince = nil
+            if losses.count != before { said = [] }
+            if losses.isExhausted {
+                let reason = reasonOfDefeat(chain)
+                defeat = (reason, now)
+                return .defeated(reason)
+            }
+            if losses.count > 0 {
+                say(
+                    .warning(
+                        "another program has taken Culvert's plugin out of the chain of \(chain.file) (\(losses.count) of at most \(losses.most) times in a row)"
+                    ))
+            }
+        }
+        let pause = losses.pause(at: now)
+        // Whatever takes nothing out of somebody else's hands need not wait: a list of our own follows its network at once.
+        if pause > 0 && !chain.isChained { return .resting(pause) }
+        for change in chain.changes where try !folder.apply(change) { return .overtaken }
+        if !chain.obstacle.isEmpty {
+            say(.warning(chain.obstacle))
+            return .obstructed(chain.obstacle)
+        }
+        // The plugin was in the chain for a moment at least: an opponent that is quick is noticed too.
+        losses.seenChained(at: now)
+        if !chain.changes.isEmpty {
+            if !chain.isChained { hasChained = true }
+            // What was carried out is looked at before it is believed.
+            let after = ChainChoice.decide(try folder.read(), wishes)
+            guard case .chain(let result) = after, result.isChained, result.changes.isEmpty else {
+                return .overtaken
+            }
+        }
+        ownListSince = chain.method == .ownList ? ownListSince ?? now : nil
+        if let since = ownListSince, now - since >= ChainLosses.calm { trialAfter = ChainWatch.firstTrial }
+        for note in chain.notes { say(.warning(note)) }
+        say(.info(ChainWatch.success(chain)))
+        return .chained(file: chain.file, chain.method)
     }
 
     private static func success(_ chain: ChainDecision.Chain) -> String {
@@ -111,7 +164,7 @@ public struct ChainWatch {
         }
     }
 
-    private func defeat(_ chain: ChainDecision.Chain) -> String {
+    private func reasonOfDefeat(_ chain: ChainDecision.Chain) -> String {
         "gave up: another program has taken Culvert's plugin out of the chain of \(chain.file) \(losses.count) times in a row. "
             + "Containers start without Culvert. With Cilium: set cni.exclusive=false, or let Cilium write the entry itself "
             + "(cni.customConf=true and cni.configMap); else find the program that writes in \(folder.path)"

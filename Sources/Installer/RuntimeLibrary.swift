@@ -34,9 +34,10 @@ public enum RuntimeLibrary {
     }
 
     /// The runtime reads drop-ins: libcni does from 1.3 on. Not known is no.
-    public static func readsDropIns(program: String?) -> Bool {
-        let programs = program.map { [$0] } ?? usualPrograms
-        let versions = programs.compactMap { version(program: $0) }
+    ///
+    /// - Parameter programs: where its program may be; none: the usual places.
+    public static func readsDropIns(programs: [String]) -> Bool {
+        let versions = (programs.isEmpty ? usualPrograms : programs).compactMap { version(program: $0) }
         // With two runtimes on a node nobody knows here which one is in use.
         return !versions.isEmpty && versions.allSatisfy { ($0.major, $0.minor) >= (1, 3) }
     }

@@ -47,11 +47,24 @@ struct Install: ParsableCommand {
     )
     var group: String?
     @Option(
-        help: "The container runtime's program, which says whether it reads drop-ins. (default: the usual places)")
-    var runtime: String?
+        help:
+            "A place where the container runtime's program may be, which says whether it reads drop-ins; may be repeated. (default: the usual places)"
+    )
+    var runtime: [String] = []
     @Option(help: "refuse or allow: what the plugin does while the helper cannot be reached.")
     var whenHelperUnavailable = "refuse"
     @Option(help: "Give up when the plugin was taken out of the chain so many times in a row.") var giveUpAfter = 10
+    @Option(
+        help:
+            "exit or rest. exit: end with exit code 3 after giving up. rest: stay, not ready, and try again after an hour."
+    )
+    var afterDefeat = AfterDefeat.exit
+
+    enum AfterDefeat: String, ExpressibleByArgument, CaseIterable {
+        case exit, rest
+    }
+    /// Given up: a supervisor that starts the program anew would only go on with the fight.
+    private static let defeated = ExitCode(3)
 
     func validate() throws {
         if let plugin, !plugin.hasPrefix("/") { throw ValidationError("--plugin must be an absolute path") }
@@ -69,21 +82,24 @@ struct Install: ParsableCommand {
     func run() throws {
         let logger = InstallLog.start()
         StopSignals.listen()
+        var state = ChainStateFile(runDirectory: runDir, logger: logger)
         do {
             let notes = try SharedDirectories.make(
                 runDirectory: runDir, stateDirectory: stateDir, group: try helperGroup())
             for note in notes { logger.warning("\(note)") }
+            // What an installer before this one has come to holds no longer.
+            state.write(ChainState(.waiting, reason: "culvertd install is starting"))
             let file = PluginFile(directory: directories.binDir ?? PluginDirectory.ofRuntime())
             let source = plugin ?? InstallLog.besideThisProgram(PluginEntry.type)
             if try file.install(from: source) == .written { logger.info("copied the plugin to \(file.path)") }
-            guard let folder = try open(logger) else { return }
+            guard let folder = try open(logger, &state) else { return }
             let watch = ChainWatch(
                 folder: folder,
                 wishes: ChainWishes(
                     entry: PluginEntry(
                         socket: runDir + "/cni.sock", allowsWithoutHelper: whenHelperUnavailable == "allow"),
                     network: chainAfter, method: chainBy,
-                    readsDropIns: RuntimeLibrary.readsDropIns(program: runtime)),
+                    readsDropIns: RuntimeLibrary.readsDropIns(programs: runtime)),
                 losses: ChainLosses(most: giveUpAfter),
                 report: { report in
                     switch report {
@@ -91,8 +107,9 @@ struct Install: ParsableCommand {
                     case .warning(let text): logger.warning("\(text)")
                     }
                 })
-            try keep(watch, file, source, logger)
+            try keep(watch, folder, file, source, &state, logger)
         } catch let error as ExitCode { throw error } catch {
+            state.write(ChainState(.failed, reason: "\(error)"))
             logger.critical("\(error)")
             throw ExitCode(1)
         }
@@ -125,9 +142,14 @@ struct Install: ParsableCommand {
     }
 
     /// The directory, once it is there and no other installer works on it. nil: a signal ended the wait.
-    private func open(_ logger: Logger) throws -> ConfigurationFolder? {
+    private func open(_ logger: Logger, _ state: inout ChainStateFile) throws -> ConfigurationFolder? {
         let path = directories.confDir
-        var isSaid = false
+        var said = ""
+        func wait(_ reason: String, _ state: inout ChainStateFile) {
+            if said != reason { logger.info("waiting: \(reason)") }
+            said = reason
+            state.write(ChainState(.waiting, reason: reason))
+        }
         let begin = ContinuousClock.now
         while true {
             if access(path, F_OK) != 0 {
@@ -136,16 +158,15 @@ struct Install: ParsableCommand {
                         "\(path) does not exist: start the network's own program (Cilium) first, or name the directory with --conf-dir"
                     )
                 }
-                if !isSaid { logger.info("waiting: \(path) does not exist yet") }
+                wait("\(path) does not exist yet", &state)
             } else if let folder = try ConfigurationFolder(path) {
                 return folder
             } else {
                 if once && ContinuousClock.now - begin > .seconds(5) {
                     throw InstallationFailure("another culvertd install keeps watch over \(path): stop it first")
                 }
-                if !isSaid { logger.info("waiting: another culvertd install is at work in \(path)") }
+                wait("another culvertd install is at work in \(path)", &state)
             }
-            isSaid = true
             if StopSignals.wait(milliseconds: 500) { return nil }
         }
     }
@@ -155,29 +176,39 @@ struct Install: ParsableCommand {
     /// How long `--once` waits for a file that cannot be used, because somebody is writing it.
     private static let patience = Duration.seconds(2)
 
-    private func keep(_ watch: ChainWatch, _ file: PluginFile, _ source: String, _ logger: Logger) throws {
+    private func keep(
+        _ watch: ChainWatch, _ folder: ConfigurationFolder, _ file: PluginFile, _ source: String,
+        _ state: inout ChainStateFile, _ logger: Logger
+    ) throws {
         var watch = watch
         var recordProblem = ""
         let begin = ContinuousClock.now
         var chainedSince: ContinuousClock.Instant?
+        var isDefeatSaid = false
         var events = DirectoryWatch(directories.confDir)
         while !StopSignals.isSet {
+            if folder.isReplaced {
+                throw InstallationFailure(
+                    "\(directories.confDir) was deleted or replaced: this program must be started again to see the new directory, which its supervisor does"
+                )
+            }
             if events?.isWatching(directories.confDir) != true { events = DirectoryWatch(directories.confDir) }
             let now = ContinuousClock.now
-            let elapsed = (now - begin) / .seconds(1)
+            let outcome = watch.step(now: (now - begin) / .seconds(1))
+            if let found = ChainState(outcome) { state.write(found) }
+            if case .chained = outcome { chainedSince = chainedSince ?? now } else { chainedSince = nil }
+            if case .defeated = outcome {} else { isDefeatSaid = false }
             var pause: Int32 = 2000
-            switch watch.step(now: elapsed) {
+            switch outcome {
             case .chained(_, let method):
                 let problem = keepRecord(method, hasChained: watch.hasChained)
                 if problem != recordProblem && !problem.isEmpty { logger.warning("\(problem)") }
                 recordProblem = problem
-                chainedSince = chainedSince ?? now
                 if once {
                     if let since = chainedSince, now - since >= Install.settling { return }
                     pause = 50
                 }
             case .waiting(let reason):
-                chainedSince = nil
                 if once {
                     guard now - begin < Install.patience else {
                         throw InstallationFailure(
@@ -186,15 +217,20 @@ struct Install: ParsableCommand {
                     }
                     pause = 50
                 }
+            case .obstructed(let reason): if once { throw InstallationFailure(reason) }
             case .resting(let seconds):
-                chainedSince = nil
                 // Events of the opponent do not shorten the pause.
                 if StopSignals.wait(milliseconds: Int32(min(seconds, 60) * 1000) + 1) { return }
                 continue
-            case .overtaken:
-                chainedSince = nil
-                pause = 1
+            case .overtaken: pause = 1
             case .failed(let reason): throw InstallationFailure(reason)
+            case .defeated(let reason):
+                if once { throw InstallationFailure(reason) }
+                if !isDefeatSaid { logger.critical("\(reason)") }
+                isDefeatSaid = true
+                if afterDefeat == .exit { throw Install.defeated }
+                if StopSignals.wait(milliseconds: pause) { return }
+                continue
             }
             // Somebody who empties the plugin directory, as an upgrade of the runtime may, leaves a chain that fails.
             if access(file.path, F_OK) != 0, try file.install(from: source) == .written {
@@ -207,6 +243,28 @@ struct Install: ParsableCommand {
             }
         }
         logger.info("stopped; the chain stays as it is")
+    }
+}
+
+/// The installer's word in the run directory on what it has come to (`ChainState`).
+struct ChainStateFile {
+    private let path: String
+    private let logger: Logger
+    private var last: ChainState?
+
+    init(runDirectory: String, logger: Logger) {
+        path = ChainState.path(runDirectory: runDirectory)
+        self.logger = logger
+    }
+
+    /// Nothing is written where it says so already.
+    mutating func write(_ state: ChainState) {
+        guard state != last else { return }
+        last = state
+        // The helper is of the directory's group, and reads it.
+        do { try AtomicFile.write(state.json.text() + "\n", to: path, mode: 0o640) } catch {
+            logger.warning("\(error): nobody is told whether the plugin is in the chain")
+        }
     }
 }
 
@@ -225,6 +283,8 @@ struct Uninstall: ParsableCommand {
             "Leave the plugin's program: a runtime that remembers the chain of running containers needs it for their DEL."
     )
     var keepPlugin = false
+    @Option(help: "Directory of the helper's sockets, where the installer has said how it chained the plugin.")
+    var runDir = "/run/culvert"
 
     func run() throws {
         let logger = InstallLog.start()
@@ -234,6 +294,7 @@ struct Uninstall: ParsableCommand {
             if access(directories.confDir, F_OK) == 0 {
                 foreign = try restore(logger)
             }
+            if foreign.isEmpty { unlink(ChainState.path(runDirectory: runDir)) }
             // The usual directory too: containerd's configuration may have named none when the plugin was installed.
             let plugins = Set([
                 directories.binDir ?? PluginDirectory.ofRuntime(), directories.binDir ?? PluginDirectory.usual,

@@ -1,3 +1,4 @@
+import Foundation
 import Jansson
 import TestSupport
 import Testing
@@ -87,11 +88,17 @@ import Testing
             return
         }
         #expect(why.contains("loadOnlyInlinedPlugins"))
-        // What works stays.
+        // What works stays. But an entry in the network's file gives way to a list of our own, where that is possible.
         for method in ChainMethod.allCases {
             let there = try Self.settled(plain, Self.wishes(by: method, dropIns: true))
-            guard case .chain(let chain) = ChainChoice.decide(there, Self.wishes(dropIns: true)) else { continue }
-            #expect(chain.method == method && chain.isChained && chain.changes.isEmpty)
+            for isTakenAway in [false, true] {
+                let wishes = Self.wishes(dropIns: true, takenAway: isTakenAway)
+                guard case .chain(let chain) = ChainChoice.decide(there, wishes) else { continue }
+                if method == .ownList && isTakenAway { continue }
+                let stays = method != .inPlace || isTakenAway
+                #expect(chain.isChained && chain.changes.isEmpty == stays)
+                #expect(chain.method == (stays ? method : .ownList))
+            }
         }
     }
 
@@ -318,7 +325,26 @@ import Testing
         #expect(version(before + "dep\tgithub.com/containernetworking/cni\tvx.y.z\n") == nil)
         #expect(version(before) == nil)
         #expect(version("") == nil)
-        #expect(!RuntimeLibrary.readsDropIns(program: "/nonexistent"))
+        #expect(!RuntimeLibrary.readsDropIns(programs: ["/nonexistent"]))
+    }
+
+    /// A container sees the host's programs elsewhere, and does not know where the host has its runtime.
+    @Test func ofThePlacesWhereTheRuntimeMayBeThoseCountWhereItIs() throws {
+        let path = NSTemporaryDirectory() + "\(Shell.prefix)-runtimes"
+        defer { try? FileManager.default.removeItem(atPath: path) }
+        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+        func place(_ name: String, _ version: String?) throws -> String {
+            if let version {
+                try "\u{7F}ELF\n dep\tgithub.com/containernetworking/cni\tv\(version)\th1:x=\n".write(
+                    toFile: "\(path)/\(name)", atomically: true, encoding: .utf8)
+            }
+            return "\(path)/\(name)"
+        }
+        let (new, missing) = (try place("new", "1.3.0"), try place("missing", nil))
+        #expect(RuntimeLibrary.readsDropIns(programs: [missing, new]))
+        // With two runtimes nobody knows which one is in use.
+        #expect(!RuntimeLibrary.readsDropIns(programs: [new, missing, try place("old", "1.2.3")]))
+        #expect(!RuntimeLibrary.readsDropIns(programs: [missing]))
     }
 
     @Test func thePluginGoesWhereContainerdLooksForIt() {

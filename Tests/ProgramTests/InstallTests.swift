@@ -76,6 +76,8 @@ struct InstallTests {
         #expect(
             Shell.run("stat -c %a \(node.path)/run \(node.path)/run/deleted \(node.path)/state").output
                 == "2770\n2770\n2770\n")
+        // Everybody may search the run directory, where an administrator has said so (a group of its own for api.sock).
+        chmod(node.path + "/run", 0o2771)
         // Once more changes nothing.
         let (chained, record) = (node.state, node.record)
         #expect(record?["found"] == .bool(false) && record?["allowsWithoutHelper"] == .bool(false))
@@ -83,6 +85,7 @@ struct InstallTests {
         #expect(node.install("--once --chain-by \(method)").status == 0)
         #expect(node.state == chained)
         #expect(node.record == record, "the first time counts")
+        #expect(Shell.run("stat -c %a \(node.path)/run").output == "2771\n")
         for _ in 0..<2 {
             let undone = node.uninstall()
             #expect(undone.status == 0, "\(undone.errors)")
@@ -292,6 +295,78 @@ struct InstallTests {
         #expect(result.output.contains("exit 1"), "\(result.output) \(result.errors)")
         #expect(result.errors.contains("gave up") && result.errors.contains("cni.exclusive=false"), "\(result.errors)")
         #expect(node.calls == 0 && node.names == ["05-cilium.conflist"], "\(node.names)")
+    }
+
+    /// A supervisor would start a program anew that ends with exit code 1, and the fight would go on for ever.
+    @Test(arguments: ["exit", "rest"])
+    func aDefeatIsNoReasonToStartTheProgramAnew(_ after: String) throws {
+        let node = try Node()
+        let result = Shell.run(
+            """
+            python3 \(Node.opponent) relentless \(node.conf) 60 & opponent=$!
+            \(node.installCommand) --chain-by in-place --give-up-after 3 --after-defeat \(after) 2> \(node.path)/log & pid=$!
+            for i in $(seq 200); do grep -q 'gave up' \(node.path)/log && break; sleep 0.05; done
+            sleep 0.3
+            kill -0 $pid 2> /dev/null && echo alive
+            \(Shell.binaries)/culvertctl ready --chain --run-dir \(node.path)/run; echo "ready $?"
+            \(Self.stop)
+            kill -9 $opponent; wait $opponent
+            """)
+        let lines = result.output.split(separator: "\n").map(String.init)
+        #expect(lines.first == (after == "rest" ? "alive" : lines.first { $0.hasPrefix("failed: gave up") }))
+        #expect(lines.suffix(2) == ["ready 1", after == "rest" ? "exit 0" : "exit 3"], "\(result.output)")
+        #expect(result.output.contains("failed: gave up") && result.output.contains("cni.exclusive=false"))
+        #expect(node.read("05-cilium.conflist") == Node.cilium)
+    }
+
+    @Test func anInstallerIsReadyWhenThePluginIsInTheChain() throws {
+        let node = try Node([:])
+        let ready = "\(Shell.binaries)/culvertctl ready --chain --run-dir \(node.path)/run"
+        let result = Shell.run(
+            """
+            \(node.installCommand) 2> \(node.path)/log & pid=$!
+            for i in $(seq 200); do grep -q 'waiting' \(node.path)/log && break; sleep 0.05; done
+            \(ready); echo "ready $?"
+            printf '{"name":"cilium","plugins":[{"type":"cilium-cni"}]}' > \(node.conf)/new; mv \(node.conf)/new \(node.conf)/05-cilium.conflist
+            for i in $(seq 200); do \(ready) > /dev/null && break; sleep 0.05; done
+            \(ready); echo "ready $?"
+            stat -c %a \(node.path)/run/chain.json
+            \(Self.stop)
+            """)
+        #expect(
+            result.output
+                == """
+                waiting: there is no network configuration
+                ready 1
+                chained: own-list, 05-cilium.conflist
+                ready 0
+                640
+                exit 0
+
+                """, "\(result.output) \(result.errors)")
+        #expect(node.uninstall("--run-dir \(node.path)/run").status == 0)
+        #expect(Shell.run(ready).errors.contains("does culvertd install run"))
+    }
+
+    /// A container keeps the directory that was mounted when it started, also when the host has another one by now.
+    @Test func aDirectoryThatWasReplacedEndsTheProgramSoThatItIsMountedAnew() throws {
+        let node = try Node()
+        let result = Shell.run(
+            """
+            mkdir \(node.path)/mounted
+            cat > \(node.path)/container <<'END'
+            mount --bind \(node.conf) \(node.path)/mounted
+            exec \(node.installCommand) --conf-dir \(node.path)/mounted
+            END
+            unshare --mount --propagation private bash \(node.path)/container 2> \(node.path)/log & pid=$!
+            for i in $(seq 200); do grep -q 'chained after' \(node.path)/log && break; sleep 0.05; done
+            rm -rf \(node.conf); mkdir \(node.conf)
+            for i in $(seq 100); do kill -0 $pid 2> /dev/null || break; sleep 0.05; done
+            kill -9 $pid 2> /dev/null && echo "it stays"
+            wait $pid; echo "exit $?"
+            """)
+        let log = (try? String(contentsOfFile: node.path + "/log", encoding: .utf8)) ?? ""
+        #expect(result.output == "exit 1\n" && log.contains("was deleted or replaced"), "\(result.output) \(log)")
     }
 
     @Test func anExclusiveCiliumIsNoticedAndADropInTaken() throws {
