@@ -129,7 +129,7 @@ let package = Package(
         .target(
             name: "ControlCommands",
             dependencies: [
-                "CLinux", "CNI", "Inventory", "Planner", "Model", "Jansson",
+                "CLinux", "CNI", "Installer", "Inventory", "Planner", "Model", "Jansson",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "NIOCore", package: "swift-nio"),

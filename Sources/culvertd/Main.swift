@@ -180,12 +180,18 @@ struct CleanupCommand: AsyncParsableCommand {
     /// What the helper has written into its Node, by the helper's own credentials.
     private func withdraw() async throws {
         let defaultConfig = "/etc/culvert/culvertd.yaml"
-        guard let path = config ?? (access(defaultConfig, F_OK) == 0 ? defaultConfig : nil) else { return }
-        let settings = try HelperConfiguration(contentsOf: path)
-        guard settings.source == .kubernetes else { return }
+        let path = config ?? (access(defaultConfig, F_OK) == 0 ? defaultConfig : nil)
+        let settings = try path.map { try HelperConfiguration(contentsOf: $0) }
         let name =
-            node ?? settings.node ?? ProcessInfo.processInfo.environment["NODE_NAME"]
+            node ?? settings?.node ?? ProcessInfo.processInfo.environment["NODE_NAME"]
             ?? ProcessInfo.processInfo.hostName
+        guard let settings else {
+            print(
+                "there is no configuration (--config): if the helper has written annotations into its Node, they are still there, and this removes them: \(PublishedAnnotations.removal(of: name))"
+            )
+            return
+        }
+        guard settings.source == .kubernetes else { return }
         do {
             try await InventorySources.withdraw(settings, nodeName: name)
             print("removed: the annotations of Node \(name)")

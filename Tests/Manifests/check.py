@@ -61,17 +61,23 @@ NO_CAPABILITY = {"drop": ["ALL"]}
 NET_ADMIN = {"drop": ["ALL"], "add": ["NET_ADMIN"]}
 # name: command, user, capabilities, mounts (path: writable)
 CONTAINERS = {
-    "installer": (["/usr/local/bin/culvertd", "install", "--plugin", "/usr/local/lib/culvert/culvert"], 0, NO_CAPABILITY,
-                  {"/run/culvert": True, "/var/lib/culvert": True, "/etc/cni/net.d": True, "/opt/cni/bin": True}),
+    "installer": (["/usr/local/bin/culvertd", "install", "--plugin=/usr/local/lib/culvert/culvert", "--after-defeat=rest"]
+                  + [f"--runtime=/host/usr/{path}" for path in ("bin/containerd", "local/bin/containerd", "bin/crio", "local/bin/crio")],
+                  0, NO_CAPABILITY,
+                  {"/run/culvert": True, "/var/lib/culvert": True, "/etc/cni/net.d": True, "/opt/cni/bin": True,
+                   "/host/usr": False}),
     "culvertd": (["/usr/local/bin/culvertd", "run"], UID, NET_ADMIN,
                  {"/run/culvert": True, "/var/lib/culvert": True, "/etc/culvert": False,
                   "/var/run/secrets/kubernetes.io/serviceaccount": False}),
     "uninstall": (["/usr/local/bin/culvertd", "uninstall"], 0, NO_CAPABILITY,
                   {"/var/lib/culvert": True, "/etc/cni/net.d": True, "/opt/cni/bin": True}),
-    "cleanup": (["/usr/local/bin/culvertd", "cleanup"], UID, NET_ADMIN, {"/run/culvert": True}),
+    "cleanup": (["/usr/local/bin/culvertd", "cleanup"], UID, NET_ADMIN,
+                {"/run/culvert": True, "/etc/culvert": False, "/var/run/secrets/kubernetes.io/serviceaccount": False}),
     "done": (["sleep", "infinity"], UID, NO_CAPABILITY, {}),
 }
-HOST_PATHS = {"run": "/run/culvert", "state": "/var/lib/culvert", "cni-conf": "/etc/cni/net.d", "cni-bin": "/opt/cni/bin"}
+HOST_PATHS = {"run": "/run/culvert", "state": "/var/lib/culvert", "cni-conf": "/etc/cni/net.d", "cni-bin": "/opt/cni/bin",
+              "host-usr": "/usr"}
+NODE_NAME = [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
 
 
 def container_problems(container):
@@ -115,7 +121,7 @@ def pod_problems(pod):
 def tokens(pod):
     """Containers that can read a token of the service account."""
     holders = {v["name"] for v in pod["volumes"] for s in v.get("projected", {}).get("sources", []) if "serviceAccountToken" in s}
-    return [c["name"] for c in pod["containers"] if holders & {m["name"] for m in c["volumeMounts"]}]
+    return [c["name"] for c in pod.get("initContainers", []) + pod["containers"] if holders & {m["name"] for m in c.get("volumeMounts", [])}]
 
 
 RIGHTS = {
@@ -151,7 +157,9 @@ def common(title, documents, args):
     helper = pod["containers"][1]
     same(f"{title}: probes", {k: helper[k]["exec"]["command"][1:] for k in ("startupProbe", "livenessProbe", "readinessProbe")},
          {"startupProbe": ["ready", "--live"], "livenessProbe": ["ready", "--live"], "readinessProbe": ["ready"]})
-    same(f"{title}: NODE_NAME", helper["env"], [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}])
+    same(f"{title}: the installer is ready when the plugin is in the chain",
+         pod["containers"][0]["readinessProbe"]["exec"]["command"], ["/usr/local/bin/culvertctl", "ready", "--chain"])
+    same(f"{title}: NODE_NAME", helper["env"], NODE_NAME)
     same(f"{title}: the rights in the cluster", rights(only(documents, "ClusterRole")), RIGHTS)
     role = only(documents, "Role")
     same(f"{title}: the rights in kube-system", role["rules"], [{"apiGroups": [""], "resources": ["configmaps"],
@@ -196,9 +204,16 @@ def overlays():
     same("hetzner: KubePrism", settings["hetzner"]["inventory"], prism)
     same("hetzner: the private network", settings["hetzner"]["cluster"]["nodeCIDRs"], ["10.0.0.0/16"])
     same("kilo-interop: the mesh", settings["kilo-interop"]["mesh"]["kiloInterop"], True)
-    uninstall = only(objects(kustomize(f"{kubernetes}/uninstall")), "DaemonSet")
-    check("uninstall: what the API takes", "; ".join(schema_errors(uninstall)))
+    uninstalled = objects(kustomize(f"{kubernetes}/uninstall"))
+    uninstall, config = only(uninstalled, "DaemonSet"), only(uninstalled, "ConfigMap")
+    check("uninstall: what the API takes", "; ".join(e for o in (uninstall, config) for e in schema_errors(o)))
     pod = uninstall["spec"]["template"]["spec"]
+    # The annotations of the Node go by the helper's own credentials.
+    same("uninstall: who has a token", (pod["serviceAccountName"], tokens(pod)), ("culvertd", ["cleanup"]))
+    same("uninstall: NODE_NAME", pod["initContainers"][1]["env"], NODE_NAME)
+    same("uninstall: the configuration is mounted",
+         [v["configMap"]["name"] for v in pod["volumes"] if v["name"] == "config"], [config["metadata"]["name"]])
+    same("uninstall: the configuration", yaml.safe_load(config["data"]["culvertd.yaml"]), {"inventory": {"source": "kubernetes"}})
     check("uninstall: the pod", "; ".join(pod_problems(pod)))
     same("uninstall: first the chain, then the kernel", [c["name"] for c in pod["initContainers"]], ["uninstall", "cleanup"])
     # The kustomization's images: one release everywhere, that of the programs.
@@ -228,7 +243,8 @@ def plain(document):
         metadata["name"] = "culvert-config"
         document["data"] = {k: yaml.safe_load(v) for k, v in document["data"].items()}
     if document["kind"] == "DaemonSet":
-        document["spec"]["template"]["metadata"]["annotations"].pop("culvert.dev/config", None)
+        annotations = document["spec"]["template"]["metadata"].setdefault("annotations", {})
+        annotations.pop("culvert.dev/config", None)
         for volume in document["spec"]["template"]["spec"]["volumes"]:
             if "configMap" in volume:
                 volume["configMap"]["name"] = "culvert-config"
@@ -269,6 +285,22 @@ def the_chart(settings):
     checksums = {d["spec"]["template"]["metadata"]["annotations"]["culvert.dev/config"]
                  for d in (daemonset, only(documents, "DaemonSet"))}
     same("values: a changed configuration rolls", len(checksums), 2)
+    # Away again: the DaemonSet of install/kubernetes/uninstall, with the release's directories, image and namespace.
+    plainly = only(rendered({"uninstall": True}), "DaemonSet")
+    theirs = only(objects(kustomize(f"{kubernetes}/uninstall")), "DaemonSet")
+    check("values: uninstall is as with kustomize", None if plain(plainly) == plain(theirs) else "it differs")
+    away = rendered({"uninstall": True, "image": {"repository": "example.com/culvert", "tag": "1"},
+                     "installer": {"confDir": "/etc/net.d", "binDir": "/usr/libexec/cni"}}, namespace="net")
+    daemonset, pod = only(away, "DaemonSet"), only(away, "DaemonSet")["spec"]["template"]["spec"]
+    check("values: uninstall: what the API takes", "; ".join(schema_errors(daemonset)))
+    same("values: uninstall: name", (daemonset["metadata"]["name"], daemonset["metadata"]["namespace"]), ("culvert-uninstall", "net"))
+    same("values: uninstall: images", [c["image"] for c in pod["initContainers"] + pod["containers"]],
+         ["example.com/culvert:1"] * 2 + ["busybox:stable"])
+    same("values: uninstall: directories", [v["hostPath"]["path"] for v in pod["volumes"] if v["name"].startswith("cni-")],
+         ["/etc/net.d", "/usr/libexec/cni"])
+    same("values: uninstall: the configuration", [v["configMap"]["name"] for v in pod["volumes"] if v["name"] == "config"],
+         [only(away, "ConfigMap")["metadata"]["name"]])
+    same("values: uninstall: the service account is still there", only(away, "ServiceAccount")["metadata"]["namespace"], "net")
 
 
 WRONG_VALUES = [
@@ -280,6 +312,11 @@ WRONG_VALUES = [
     ("protocol", {"config": {"encapsulation": {"protocol": "geneve"}}}),
     ("overlay", {"config": {"encapsulation": {"overlay": "calico"}}}),
     ("mesh.port", {"config": {"mesh": {"port": 70000}}}), ("mesh.subnet", {"config": {"mesh": {"subnet": "10.4.0.0"}}}),
+    ("a mesh.subnet of IPv6", {"config": {"mesh": {"subnet": "fd00::/64"}}}),
+    ("a mesh.subnet of two addresses", {"config": {"mesh": {"subnet": "10.4.0.0/31"}}}),
+    ("listen.metrics", {"config": {"listen": {"metrics": ":9100"}}}),
+    ("no resources", {"resources": None}), ("no resources of the installer", {"resources": {"installer": None}}),
+    ("uninstall", {"uninstall": "yes"}),
     ("mesh.interface", {"config": {"mesh": {"interface": "wg0"}}}),
     ("a name for all nodes", {"config": {"node": "n1"}}), ("log.level", {"config": {"log": {"level": "loud"}}}),
     ("excludedCIDRs", {"config": {"cluster": {"excludedCIDRs": ["10.0.0.0/40"]}}}),

@@ -2,7 +2,8 @@ import Foundation
 import TestSupport
 import Testing
 
-/// A helper whose API server does not answer, with nothing on disk to go on from: in a network namespace of its own.
+/// A helper whose API server does not answer, with nothing on disk to go on from, and what is left to do without a
+/// configuration: in a network namespace of its own.
 @Suite(.enabled(if: Lab.isPossible, "needs root and CULVERT_LAB=1"))
 struct StartTests {
     static let kubeconfig = """
@@ -50,5 +51,17 @@ struct StartTests {
             lines[4].contains("the plugin is not in the chain, so that new pods start without it: there is no network"))
         #expect(lines[5] == "Chain:            waiting: there is no network configuration")
         #expect(Array(lines[6...7]) == ["cni.sock 1", "exit 0"], "\(log)")
+    }
+
+    /// Without a configuration nobody knows whether the helper has written into its Node.
+    @Test func aCleanupWithoutAConfigurationSaysHowTheAnnotationsGo() {
+        let result = Shell.run(
+            """
+            unshare --net --mount --propagation private bash -c '
+            test ! -d /etc/culvert || mount -t tmpfs none /etc/culvert
+            exec \(Shell.binaries)/culvertd cleanup --node n1 --run-dir /nonexistent'
+            """)
+        #expect(result.status == 0, "\(result.errors)")
+        #expect(result.output.contains("kubectl annotate node n1 culvert.dev/echo-interval- "), "\(result.output)")
     }
 }
