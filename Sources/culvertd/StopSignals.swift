@@ -1,5 +1,5 @@
 import CLinux
-import Foundation
+import FoundationEssentials
 import Synchronization
 
 /// SIGTERM and SIGINT. A program that is the first process of a container dies of no signal that it has no handler for, so
