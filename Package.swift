@@ -107,7 +107,8 @@ let package = Package(
         .target(
             name: "Agent",
             dependencies: [
-                "Installer", "Liveness", "Reconcile", "Planner", "Inventory", "Netlink", "Firewall", "WireGuard", "Model",
+                "Installer", "Liveness", "Reconcile", "Planner", "Inventory", "Netlink", "Firewall", "WireGuard",
+                "Model",
                 "HelperProtocol",
                 "CNI",
                 "CLinux", "Jansson",

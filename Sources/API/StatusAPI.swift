@@ -76,7 +76,7 @@ public enum StatusAPI {
     }
 
     private static func failure(_ error: any Error) -> Response {
-        json(.make(("error", .string("\(error)"))), status: .internalServerError)
+        json(ErrorField.object((.error, .string("\(error)"))), status: .internalServerError)
     }
 
     private static func text(_ status: HTTPResponse.Status, _ text: String) -> Response {
@@ -93,7 +93,7 @@ public enum StatusAPI {
 
     /// What the source cannot do at this moment.
     private static func problems(in status: JSON) -> [String] {
-        (status["problems"]?.elements ?? []).compactMap(\.string)
+        (status[SourceField.problems]?.elements ?? []).compactMap(\.string)
     }
 
     /// The source's own status; what could not be written to it is among its problems.
@@ -102,7 +102,7 @@ public enum StatusAPI {
         let unwritten = await agent.publisher.problems()
         guard !unwritten.isEmpty else { return status }
         let problems = problems(in: status) + unwritten
-        return status.setting("problems", to: .array(problems.sorted().map { .string($0) }))
+        return status.setting(SourceField.problems, to: .array(problems.sorted().map { .string($0) }))
     }
 
     static func status(_ agent: NodeAgent) async -> JSON {
@@ -117,13 +117,13 @@ public enum StatusAPI {
         for problem in problems(in: source) { warnings.append("inventory: \(problem)") }
         if let asked = node.askedEchoInterval {
             warnings.append(
-                "\(node.inventory.nodes.count - 1) nodes could send echoes to this gateway: it asks them for one every "
-                    + "\(asked) ms, so that fail-over takes longer")
+                "\(node.inventory.nodes.count - 1) nodes could send echoes to this gateway: it asks each of them for one every "
+                    + "\(asked) ms, so a fail-over takes longer")
         }
         if !node.meshProblem.isEmpty { warnings.append("mesh: \(node.meshProblem)") }
         if !node.echoes.obstacle.isEmpty {
             warnings.append(
-                "nobody knows which gateways are alive, and none is left when it dies: \(node.echoes.obstacle)")
+                "it is not known which gateways are alive, so there is no fail-over: \(node.echoes.obstacle)")
         }
         for session in node.echoes.sessions where session.failedProofs > 0 && session.proofs == 0 {
             warnings.append(
@@ -134,56 +134,56 @@ public enum StatusAPI {
             guard let adoption = entry.adoption else { continue }
             warnings.append("\(entry.attachment.displayName) \(adoption.text): \(adoption.remedy)")
         }
-        return .make(
-            ("summary", .string(summary.level.rawValue)),
-            ("reasons", .array(summary.reasons.map { .string($0) })),
-            ("version", .string(CulvertRelease.version)), ("node", .string(facts.nodeName)),
+        return StatusField.object(
+            (.summary, .string(summary.level.rawValue)),
+            (.reasons, .array(summary.reasons.map { .string($0) })),
+            (.version, .string(CulvertRelease.version)), (.node, .string(facts.nodeName)),
             (
-                "datapath",
+                .datapath,
                 .string(
                     !node.isInformed
                         ? "left as it was" : node.failures.isEmpty ? "as planned" : node.failures[0].message)
             ),
             (
-                "refused",
+                .refused,
                 .array(
                     node.failures.map {
-                        .make(("operation", .string($0.operation)), ("error", .string($0.message)))
+                        RefusedChangeField.object((.operation, .string($0.operation)), (.error, .string($0.message)))
                     })
             ),
             (
-                "repairs",
+                .repairs,
                 .object(
                     node.repairs.sorted { $0.key.rawValue < $1.key.rawValue }.map {
                         JSON.Member($0.key.rawValue, .integer(Int64($0.value)))
                     })
             ),
-            ("protocol", .string(node.configuration.tunnelProtocol.rawValue)),
-            ("overlayAddress", facts.overlayAddress.map { .string("\($0)") } ?? .null),
-            ("underlay", .string(facts.underlayDevice)), ("underlayMTU", .integer(Int64(facts.underlayMTU))),
-            ("inventory", source), ("chain", chain?.json),
+            (.tunnelProtocol, .string(node.configuration.tunnelProtocol.rawValue)),
+            (.overlayAddress, facts.overlayAddress.map { .string("\($0)") } ?? .null),
+            (.underlay, .string(facts.underlayDevice)), (.underlayMTU, .integer(Int64(facts.underlayMTU))),
+            (.inventory, source), (.chain, chain?.json),
             (
-                "serviceNetworks",
+                .serviceNetworks,
                 .array(Planner.keptServices(node.configuration, inventory, facts).map { .string("\($0)") })
             ),
-            ("nodes", .integer(Int64(inventory.nodes.count))), ("policies", .integer(Int64(plan.policies.count))),
-            ("attachments", .integer(Int64(plan.attachments.count))), ("adopted", .integer(Int64(adopted.count))),
+            (.nodes, .integer(Int64(inventory.nodes.count))), (.policies, .integer(Int64(plan.policies.count))),
+            (.attachments, .integer(Int64(plan.attachments.count))), (.adopted, .integer(Int64(adopted.count))),
             (
-                "adoptedBecause",
+                .adoptedBecause,
                 .object(
                     plan.adoptions.sorted { $0.key < $1.key }.map { JSON.Member($0.key, .integer(Int64($0.value))) })
             ),
             (
-                "firewall",
+                .firewall,
                 .array(
                     counters.map {
-                        .make(
-                            ("rule", .string($0.comment)), ("packets", .integer(Int64(clamping: $0.packets))),
-                            ("bytes", .integer(Int64(clamping: $0.bytes))))
+                        CounterField.object(
+                            (.rule, .string($0.comment)), (.packets, .integer(Int64(clamping: $0.packets))),
+                            (.bytes, .integer(Int64(clamping: $0.bytes))))
                     })
             ),
-            ("warnings", .array(warnings.map { .string($0) })),
-            ("inventoryProblems", .array(inventory.problems.map { .string("\($0)") })))
+            (.warnings, .array(warnings.map { .string($0) })),
+            (.inventoryProblems, .array(inventory.problems.map { .string("\($0)") })))
     }
 
     /// The peers of this node's WireGuard device as planned, with what the kernel says of them.
@@ -202,15 +202,15 @@ public enum StatusAPI {
             planned.map { peer in
                 let now = there[peer.publicKey]
                 let (name, location) = names[peer.publicKey] ?? ("", "")
-                return .make(
-                    ("name", .string(name)), ("location", .string(location)),
-                    ("publicKey", .string(peer.publicKey.text)),
-                    ("endpoint", now?.configuration.endpoint.map { .string("\($0)") } ?? .null),
-                    ("lastHandshake", .integer(now?.lastHandshake ?? 0)),
-                    ("receivedBytes", .integer(Int64(clamping: now?.receivedBytes ?? 0))),
-                    ("sentBytes", .integer(Int64(clamping: now?.sentBytes ?? 0))),
-                    ("persistentKeepalive", .integer(Int64(peer.persistentKeepalive))),
-                    ("allowedIPs", .array((now?.configuration.allowedIPs ?? []).map { .string("\($0)") })))
+                return PeerField.object(
+                    (.name, .string(name)), (.location, .string(location)),
+                    (.publicKey, .string(peer.publicKey.text)),
+                    (.endpoint, now?.configuration.endpoint.map { .string("\($0)") } ?? .null),
+                    (.lastHandshake, .integer(now?.lastHandshake ?? 0)),
+                    (.receivedBytes, .integer(Int64(clamping: now?.receivedBytes ?? 0))),
+                    (.sentBytes, .integer(Int64(clamping: now?.sentBytes ?? 0))),
+                    (.persistentKeepalive, .integer(Int64(peer.persistentKeepalive))),
+                    (.allowedIPs, .array((now?.configuration.allowedIPs ?? []).map { .string("\($0)") })))
             })
     }
 
@@ -219,12 +219,12 @@ public enum StatusAPI {
         let (inventory, own, plan) = (snapshot.inventory, snapshot.nodeName, snapshot.plan)
         return .array(
             inventory.nodes.values.sorted { $0.name < $1.name }.map { node in
-                .make(
-                    ("name", .string(node.name)), ("self", .bool(node.name == own)),
-                    ("internalIP", node.nodeV4.map { .string("\($0)") } ?? .null),
-                    ("overlayAddress", node.overlayV4.map { .string("\($0)") } ?? .null),
-                    ("podCIDRs", .array(node.podCIDRs.map { .string("\($0)") })),
-                    ("gatewayFor", .array(plan.policies.filter { $0.gateway == node.name }.map { .string($0.name) })))
+                NodeField.object(
+                    (.name, .string(node.name)), (.isSelf, .bool(node.name == own)),
+                    (.internalIP, node.nodeV4.map { .string("\($0)") } ?? .null),
+                    (.overlayAddress, node.overlayV4.map { .string("\($0)") } ?? .null),
+                    (.podCIDRs, .array(node.podCIDRs.map { .string("\($0)") })),
+                    (.gatewayFor, .array(plan.policies.filter { $0.gateway == node.name }.map { .string($0.name) })))
             })
     }
 }

@@ -32,7 +32,7 @@ struct AttachmentStore {
             if mkdir(directory, 0o770) != 0 && culvert_errno() != EEXIST {
                 throw Failure(
                     description:
-                        "\(directory) cannot be made: \(String(cString: strerror(culvert_errno()))); make it (root:culvert, mode 2770), or name another with --run-dir"
+                        "\(directory) cannot be created: \(String(cString: strerror(culvert_errno()))); make it (root:culvert, mode 2770), or name another with --run-dir"
                 )
             }
             guard access(directory, W_OK | X_OK) == 0 else {
@@ -44,9 +44,9 @@ struct AttachmentStore {
         }
     }
 
-    /// Makes sure that nobody else changes this node: for as long as the process lives.
+    /// Makes sure that no other program changes this node, for as long as the process lives.
     ///
-    /// - Throws: where another helper, or a cleanup, is at work.
+    /// - Throws: if another helper, or a cleanup, is running.
     func lock() throws {
         let descriptor = culvert_lock_file(lockPath)
         if descriptor >= 0 { return }
@@ -60,7 +60,7 @@ struct AttachmentStore {
         try AtomicFile.write(value.text(indent: 2) + "\n", to: path, mode: 0o640)
     }
 
-    /// What this node says of itself, `published/NODE.yaml`; written only where it says something new.
+    /// What this node publishes, `published/NODE.yaml`. It is written only if it has changed.
     func publish(_ node: PublishedNode) throws {
         let path = "\(publishedDirectory)/\(node.name).yaml"
         let text = node.manifest

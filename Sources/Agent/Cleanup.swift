@@ -16,7 +16,8 @@ public enum Cleanup {
         let outcome = try Reconciler().apply(HostState())
         if let failure = outcome.failures.first {
             throw AttachmentStore.Failure(
-                description: "not all could be removed: \(failure.message); run it again when the cause is gone")
+                description:
+                    "not everything could be removed: \(failure.message); remove the cause and run this command again")
         }
         store.removeAll()
         return outcome.count

@@ -4,11 +4,12 @@ import Model
 import Netlink
 import Planner
 
-/// Lets connection tracking, and the firewall's own sets of flows, forget what is over: connections of a pod address whose pod is gone, so that the next pod with that
-/// address does not go on with them; and at a gateway those that are translated to an address that is not a policy's any more.
+/// Deletes the entries of ended connections from connection tracking and from the firewall's own sets. On a pod's node
+/// these are the connections of an address whose pod is gone, so that the next pod with the address does not continue
+/// them. On a gateway these are the connections that are translated to an address that no policy has any more.
 ///
-/// Not on the main path: a node may have hundreds of thousands of connections, and no ADD waits for that but one for an
-/// address that is being forgotten.
+/// This does not run on the main path, because a node may have hundreds of thousands of connections. Only an ADD for an
+/// address whose entries are being deleted waits for it.
 actor ConnectionFlush {
     nonisolated let executor: KernelThread
     nonisolated var unownedExecutor: UnownedSerialExecutor { executor.asUnownedSerialExecutor() }
@@ -32,7 +33,8 @@ actor ConnectionFlush {
     func forget(of addresses: Set<IPAddress>) {
         let count = run { try $0.forget(of: addresses) + firewall.forget(flowsOf: addresses, in: Planner.flowSets) }
         if count > 0 {
-            logger.debug("connections of a pod that is gone were forgotten", metadata: ["connections": "\(count)"])
+            logger.debug(
+                "deleted the connection-tracking entries of a pod that is gone", metadata: ["connections": "\(count)"])
         }
     }
 
@@ -41,7 +43,7 @@ actor ConnectionFlush {
         let count = run { try $0.forget(notTranslatedAs: translations) }
         if count > 0 {
             logger.notice(
-                "an egress address has changed: connections with the old one were forgotten",
+                "an egress address has changed: deleted the connection-tracking entries with the old address",
                 metadata: ["connections": "\(count)"])
         }
     }
@@ -59,7 +61,7 @@ actor ConnectionFlush {
             let problem = "\(error)"
             if problem != lastProblem {
                 logger.warning(
-                    "connection tracking cannot be told to forget connections that are over (modprobe nf_conntrack_netlink)",
+                    "the entries of ended connections cannot be deleted from connection tracking (modprobe nf_conntrack_netlink)",
                     metadata: ["error": "\(problem)"])
             }
             lastProblem = problem

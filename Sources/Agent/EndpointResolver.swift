@@ -3,8 +3,8 @@ import Model
 import Netlink
 import Synchronization
 
-/// Addresses of the DNS names that endpoints are given by, from the system's resolver. A name whose server does not answer
-/// holds up no other name, and nobody who does something else.
+/// Looks up the DNS names of endpoints with the system's resolver. A name whose server does not answer delays no other
+/// name and no other work.
 final class EndpointResolver: Sendable {
     /// How many names are asked for at the same time, each by a thread: a server that does not answer keeps one for half a
     /// minute.
@@ -21,7 +21,7 @@ final class EndpointResolver: Sendable {
     }
     private let state = Mutex(State())
     private let resolve: @Sendable (String) -> IPAddress?
-    /// Says that `takeAnswers` has some.
+    /// Signals that `takeAnswers` has results.
     let signals: AsyncStream<Void>
     private let signal: AsyncStream<Void>.Continuation
 
@@ -31,7 +31,7 @@ final class EndpointResolver: Sendable {
         (signals, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
     }
 
-    /// Begins to ask for names, and waits for nothing. One that is being asked for is not asked for once more.
+    /// Begins to look names up, and waits for nothing. A name that is being looked up is not looked up a second time.
     func ask(_ names: Set<String>) {
         let threads = state.withLock { state in
             let new = names.subtracting(state.asked).subtracting(state.waiting)

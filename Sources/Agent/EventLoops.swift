@@ -7,7 +7,7 @@ import Netlink
 import Reconcile
 import Synchronization
 
-/// The threads that wait for the kernel and for files, and those who tell the agent what they have seen.
+/// The threads that wait for the kernel and for files, and the tasks that pass their events to the agent.
 public struct EventLoops: Sendable {
     private let agent: NodeAgent
     private let changes: KernelChanges
@@ -15,9 +15,9 @@ public struct EventLoops: Sendable {
     /// The plugin has left records of DELs.
     private let records: AsyncStream<Void>
 
-    /// Begins to listen, so that nothing that happens from now on is missed. Nobody is told yet.
+    /// Begins to listen, so that no later event is missed. Events are not passed on yet.
     ///
-    /// - Throws: where the kernel's notifications cannot be had.
+    /// - Throws: if the kernel's notifications are not available.
     public static func listen(agent: NodeAgent, logger: Logger) async throws -> EventLoops {
         let ports = await agent.eventPorts
         let changes = KernelChanges()
@@ -38,7 +38,7 @@ public struct EventLoops: Sendable {
         return EventLoops(agent: agent, changes: changes, deletions: deletions, records: records)
     }
 
-    /// Says when something in a directory may have changed, for as long as the process lives.
+    /// Signals that something in a directory may have changed, for as long as the process lives.
     private static func watch(_ directory: String, _ changed: () -> Void) {
         while true {
             guard let watch = DirectoryWatch(directory) else {
@@ -51,8 +51,8 @@ public struct EventLoops: Sendable {
         }
     }
 
-    /// Tells the agent what has happened since `listen`, and from now on, for as long as the process lives. To be called
-    /// when the agent has loaded what was.
+    /// Passes the events since `listen`, and all later ones, to the agent for as long as the process lives. It must be
+    /// called after the agent has loaded the state of the previous run.
     public func serve() async {
         let agent = agent
         if agent.configuration.mesh.enabled {

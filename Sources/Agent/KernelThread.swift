@@ -2,8 +2,8 @@ import Dispatch
 import Netlink
 import Synchronization
 
-/// A thread of its own that carries out an actor's work, one piece at a time: what waits for the kernel or for a disk does
-/// not keep Swift's cooperative threads, and with them everybody else, from working.
+/// A dedicated thread that carries out an actor's work, one piece at a time. So waiting for the kernel or a disk does
+/// not block Swift's cooperative threads.
 final class KernelThread: SerialExecutor, Sendable {
     private let jobs = Mutex<[UnownedJob]>([])
     private let available = DispatchSemaphore(value: 0)

@@ -1,10 +1,10 @@
 import Model
 
-/// Whether a Kilo runs on this node too. Both publish the same annotations of one Node: each would overwrite the other's key,
-/// and whoever goes by the key that is not in force is cut off.
+/// Detects whether a Kilo runs on this node too. Both programs publish the same annotations of one Node. Each would
+/// overwrite the key of the other, and nodes that use a key that is not in force are cut off.
 ///
-/// Kilo writes its key and `last-seen` together, when it starts and every 30 seconds, by this node's own clock. So a key that is
-/// not ours is Kilo's, and its age says whether Kilo is still there.
+/// Kilo writes its key and `last-seen` together, when it starts and every 30 seconds, by this node's own clock. So a
+/// foreign key is Kilo's, and its age shows whether Kilo is still running.
 struct KiloOnThisNode {
     enum Verdict: Equatable {
         /// There is none, or it has ended.
@@ -15,7 +15,8 @@ struct KiloOnThisNode {
         case running
     }
 
-    /// Seconds without a word after which a Kilo that was there before is taken for gone: a check-in period and some.
+    /// A Kilo that was seen before counts as gone after this many seconds without a sign of life: a check-in period and
+    /// some more.
     static let patience: Int64 = 35
     /// The same of one that has written since, which may be held up.
     static let lifetime: Int64 = 65
@@ -53,7 +54,7 @@ struct KiloOnThisNode {
         key: WireGuardKey?, lastSeen: Int64?, own: WireGuardKey, written: Int64?, heardSince: Int64?, now: Int64
     ) -> Verdict {
         let isAnothers = key != nil && key != own
-        // (A time to come is nobody's sign of life.)
+        // (A time in the future is not a sign of life.)
         let sign = isAnothers && lastSeen != written ? lastSeen.flatMap { $0 <= now ? $0 : nil } : nil
         if let sign, sign > start { lastSign = max(lastSign, sign) }
         guard let heardSince else {

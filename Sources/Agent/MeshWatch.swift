@@ -42,15 +42,15 @@ extension NodeAgent {
         return try reconciler.wireGuardDevice(device.name)
     }
 
-    /// What Kilo's nodes do every 30 seconds: says that this node is there.
+    /// Publishes a sign of life every 30 seconds, as Kilo's nodes do.
     public func checkInWithKilo() async {
         guard settings.configuration.mesh.kiloInterop else { return }
         lastSeen = Int64(time(nil))
         publishNode()
     }
 
-    /// Looks who has not said for a minute that he is there. A newer `last-seen` alone is no news of the inventory, and is no
-    /// reason to plan anew; that somebody is gone, or back, is one.
+    /// Looks for nodes without a sign of life for a minute. A newer `last-seen` alone does not change the inventory,
+    /// and no new plan is made for it. A node that is gone, or that is back, does change it.
     public func lookWhoIsSilent() async {
         let hasKilosNodes = settings.configuration.mesh.kiloInterop
         guard hasKilosNodes || kiloHere != .absent, settings.keys != nil else { return }

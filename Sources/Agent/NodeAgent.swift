@@ -11,10 +11,10 @@ import Netlink
 import Planner
 import Reconcile
 
-/// One node's state, and the order of what changes it: inventory, attachments, plan, kernel.
+/// The state of one node, and the order of the events that change it: inventory, attachments, plan, kernel.
 ///
-/// Everything here runs on a thread of its own (`KernelThread`). CNI verbs are in `Attachments/`, the mesh's timers in
-/// `MeshWatch.swift`, what is told to others in `Publishing.swift`.
+/// Everything here runs on a dedicated thread (`KernelThread`). CNI calls are in `Attachments/`, the timers of the mesh
+/// are in `MeshWatch.swift`, and what is published is in `Publishing.swift`.
 public actor NodeAgent {
     public struct Settings: Sendable {
         public var nodeName: String
@@ -59,7 +59,8 @@ public actor NodeAgent {
     }
     /// Since when the Nodes' signs of life reach this helper.
     private var signsOfLife = SignsOfLife()
-    /// Why what the source says now is not known completely; empty when it is. Nothing is taken from such an inventory.
+    /// Why the present inventory of the source is not complete; empty if it is. Nothing is removed because of an
+    /// incomplete inventory.
     var unknown: [String] = ["it has not been read yet"]
     /// An inventory was known completely since the start. Before that nothing is planned, and the kernel stays as it is.
     var isInformed = false
@@ -74,14 +75,15 @@ public actor NodeAgent {
     private var adopted = AttachmentStore.Adopted()
     /// Why pods were adopted, by attachment, as people were told last.
     var toldAdoptions: [String: String] = [:]
-    /// Attachments whose address is another pod's by now, by ID, with the pod.
+    /// Attachments whose address belongs to another pod now, by ID, with that pod.
     private var outlived: [String: Pod] = [:]
     /// Pods whose attachment has ended.
     var endedPods = EndedPods()
 
     /// Addresses of pods that are gone and whose connections are being forgotten.
     var forgetting: [IPAddress: Task<Void, Never>] = [:]
-    /// What connections through this gateway may be translated to, as connection tracking was last told.
+    /// The addresses that connections through this gateway may be translated to, when connection tracking was last
+    /// checked.
     private var toldTranslations: [UInt16: IPAddress]?
 
     /// What this node as a gateway can reach and what it cannot.
@@ -107,7 +109,7 @@ public actor NodeAgent {
     private var retryDelay = Duration.milliseconds(NodeAgent.firstRetryMilliseconds)
     private static let firstRetryMilliseconds = 100
     private static let longestRetry = Duration.seconds(30)
-    /// How many objects were put back that somebody else had changed, since the start, by kind.
+    /// How many objects that other programs had changed were repaired since the start, by kind.
     private var repairs: [KernelPart: Int] = [:]
     /// The last changes of gateways, the newest first.
     private var lastMoves: [NodeSnapshot.Move] = []
@@ -195,7 +197,7 @@ public actor NodeAgent {
     public func start() async throws {
         plan.ids = store.loadIDs()
         savedIDs = plan.ids
-        // Numbers that the kernel knows and the file does not are not given to anything else.
+        // Numbers that are used in the kernel and missing from the file are not given to anything else.
         plan.ids.retired = try reconciler.numbersInUse()
         plan.ids.retired.tunnels.subtract(plan.ids.tunnels.values)
         plan.ids.retired.tables.subtract(plan.ids.tables.values)
@@ -212,7 +214,7 @@ public actor NodeAgent {
         targets.begin(unreachable)
         isStarted = true
         let first = await source.inventory()
-        // What an earlier run has told others stays told until WireGuard was looked at: they use it.
+        // What an earlier run has published stays published until WireGuard was checked, because other nodes use it.
         discoveredEndpoints = first.nodes[settings.nodeName]?.mesh.discoveredEndpoints ?? [:]
         hasMesh = try reconciler.hasMeshRoutes()
         askedEchoInterval = first.nodes[settings.nodeName]?.annotations[EchoPace.annotation].flatMap { Int($0) }
@@ -241,7 +243,7 @@ public actor NodeAgent {
     private func loadAttachments() throws -> [String] {
         let (found, damaged) = try store.load()
         for path in damaged {
-            logger.error("not an attachment, left out and removed", metadata: ["file": "\(path)"])
+            logger.error("a file is not a valid record of an attachment: removed it", metadata: ["file": "\(path)"])
             unlink(path)
         }
         let links = Dictionary(
@@ -250,7 +252,8 @@ public actor NodeAgent {
         endedPods = store.loadEnded()
         for attachment in found {
             if attachment.hostIndex != 0, links[attachment.hostIndex] != attachment.hostName {
-                logger.info("its link is gone: attachment ended", metadata: ["attachment": "\(attachment.id)"])
+                logger.info(
+                    "the pod's link is gone: the attachment has ended", metadata: ["attachment": "\(attachment.id)"])
                 store.remove(attachment.id)
                 forgetPod(of: attachment)
                 gone.formUnion(attachment.addresses.map(\.address))
@@ -261,7 +264,8 @@ public actor NodeAgent {
         let deletions = store.deletions()
         for id in deletions {
             if let attachment = attachments.removeValue(forKey: id) {
-                logger.info("deleted while the helper was down", metadata: ["attachment": "\(id)"])
+                logger.info(
+                    "a DEL that was recorded while the helper was down is done", metadata: ["attachment": "\(id)"])
                 store.remove(id)
                 forgetPod(of: attachment)
                 gone.formUnion(attachment.addresses.map(\.address))
@@ -275,7 +279,7 @@ public actor NodeAgent {
 
     // MARK: planning
 
-    /// Reads what this node knows of itself, and publishes it where it is news.
+    /// Reads the node's own facts, and publishes them if they have changed.
     func refreshFacts() throws {
         let lastOverlay = facts.overlayAddress ?? facts.lastOverlayAddress
         let leftOut = facts.leftOutOfMesh
@@ -347,7 +351,8 @@ public actor NodeAgent {
         if verdict == .absent, kiloHere != .absent, told?.key != keys.publicKey { keyIsHeldBack = true }
         kiloHere = verdict
         if isNews {
-            logger.error("two programs publish one node", metadata: ["error": "\(kiloProblem)"])
+            logger.error(
+                "Kilo and Culvert both publish annotations of this node", metadata: ["error": "\(kiloProblem)"])
             let (publisher, name, problem) = (publisher, settings.nodeName, kiloProblem)
             Task { await publisher.record(ObjectEvent(.node(name: name), reason: "KiloRunsToo", message: problem)) }
         }
@@ -400,7 +405,7 @@ public actor NodeAgent {
             previouslyServed: plan.served, unreachable: unreachable, memory: &memory)
         for (id, pod) in outlived.sorted(by: { $0.key < $1.key }) {
             plan.warnings.append(
-                "the attachment of \(attachments[id]?.displayName ?? id) has no routing: its address is \(pod.namespace)/\(pod.name)'s by now, which got it without an ADD"
+                "the attachment of \(attachments[id]?.displayName ?? id) has no routing: its address now belongs to \(pod.namespace)/\(pod.name), which got it without an ADD"
             )
         }
         tellOthers()
@@ -412,7 +417,7 @@ public actor NodeAgent {
             Array(attachments.values), inventory: inventory, nodeName: settings.nodeName, ended: endedPods.addresses)
         for (id, pod) in outlived where before[id]?.uid != pod.uid {
             logger.notice(
-                "its address is another pod's by now, which got it without an ADD: no routing for the attachment",
+                "an attachment has no routing: its address now belongs to another pod, which got it without an ADD",
                 metadata: ["attachment": "\(id)", "pod": "\(pod.namespace)/\(pod.name)"])
         }
     }
@@ -423,7 +428,8 @@ public actor NodeAgent {
         guard name != adopted.defaultPolicy else { return }
         guard name.isEmpty || plan.policies.contains(where: { $0.name == name }) else {
             return logger.warning(
-                "defaultPolicy names no policy: adopted pods do not get it", metadata: ["policy": "\(name)"])
+                "defaultPolicy names a policy that does not exist: adopted pods do not get it",
+                metadata: ["policy": "\(name)"])
         }
         adopted.defaultPolicy = name
         keep("the defaultPolicy of adopted pods") { try store.saveAdopted(adopted) }
@@ -471,13 +477,13 @@ public actor NodeAgent {
         settle(outcome.failures, reason: reason)
         failOver.retry()
         if outcome.isComplete {
-            // What nobody wants any more is gone from the kernel: its numbers are free.
+            // Objects that no plan wants any more are gone from the kernel, so their numbers are free.
             plan.ids.retired = .init()
             failOver.settle(plan.liveness)
             waysAtStart = [:]
             forgetOldTranslations()
         } else if let used = try? reconciler.numbersInUse() {
-            // The same of what is gone although something else is refused, perhaps for good.
+            // The same for objects that are gone while something else is refused, perhaps for ever.
             plan.ids.retired.formIntersection(used)
             failOver.settle(plan.liveness, inKernel: used.nextHops)
         }
@@ -506,7 +512,7 @@ public actor NodeAgent {
         return outcome
     }
 
-    /// The same for whoever has nobody to tell of a failure: it is in the log, in status, and tried again.
+    /// The same for callers that cannot report a failure: it is logged, shown in status, and tried again.
     func converge(_ reason: String, looking: Set<KernelPart> = []) {
         _ = try? tryToConverge(reason, looking: looking)
     }
@@ -573,7 +579,7 @@ public actor NodeAgent {
                 if store.has(attachment.id) { keep("attachment \(attachment.id)") { try store.save(attachment) } }
             }
         }
-        // A restart is no fault: what answers now is served from the first moment on. Of others nobody knows.
+        // A restart is no fault. Targets that answer now are served at once. The state of the others is not known.
         let answering = (unreachable.answering ?? []).intersection(plan.liveness.checkedEgresses)
         if plan.served != savedServed || answering != savedAnswering {
             (savedServed, savedAnswering) = (plan.served, answering)
@@ -590,7 +596,7 @@ public actor NodeAgent {
             try body()
             storeProblem = ""
         } catch {
-            if storeProblem.isEmpty { logger.error("\(what) cannot be kept on disk", metadata: ["error": "\(error)"]) }
+            if storeProblem.isEmpty { logger.error("\(what) cannot be saved to disk", metadata: ["error": "\(error)"]) }
             storeProblem = "\(what): \(error)"
         }
     }
@@ -612,7 +618,7 @@ public actor NodeAgent {
             if !new.unknown.isEmpty {
                 logger.warning(
                     isInformed
-                        ? "the inventory is not known completely: the last one stays in force"
+                        ? "the inventory is not known completely: the last complete one stays in force"
                         : "the inventory is not known completely",
                     metadata: ["why": "\(new.unknown.joined(separator: "; "))"])
             }
@@ -658,14 +664,14 @@ public actor NodeAgent {
         if factsToo { try? refreshFacts() }
         let isNews = facts != plannedFacts
         guard isNews || !parts.isEmpty else { return false }
-        guard let outcome = try? tryToConverge("somebody changed the kernel", looking: parts), !isNews else {
+        guard let outcome = try? tryToConverge("another program changed the kernel", looking: parts), !isNews else {
             return true
         }
         guard outcome.count > 0 else { return false }
         for (part, count) in outcome.changes { repairs[part, default: 0] += count }
         let list = outcome.changes.sorted { $0.key.rawValue < $1.key.rawValue }
         logger.notice(
-            "put back what somebody else had changed",
+            "repaired what another program had changed",
             metadata: Dictionary(
                 list.map { ($0.key.rawValue, "\($0.value), \(repairs[$0.key] ?? 0) since the start") },
                 uniquingKeysWith: { first, _ in first }))
@@ -686,7 +692,8 @@ public actor NodeAgent {
         let ended = attachments.values.filter { $0.hostIndex != 0 && indexes.contains($0.hostIndex) }
         guard !ended.isEmpty else { return }
         for attachment in ended {
-            logger.info("its link is gone: attachment ended", metadata: ["attachment": "\(attachment.id)"])
+            logger.info(
+                "the pod's link is gone: the attachment has ended", metadata: ["attachment": "\(attachment.id)"])
             end(attachment.id)
         }
         convergeAfterEnd(ended)
@@ -701,7 +708,8 @@ public actor NodeAgent {
         let ended = records.compactMap { attachments[$0] }
         for attachment in ended {
             logger.notice(
-                "deleted while the helper did not answer", metadata: ["attachment": "\(attachment.id)"])
+                "a DEL that was recorded while the helper did not answer is done",
+                metadata: ["attachment": "\(attachment.id)"])
             end(attachment.id)
         }
         if !ended.isEmpty { convergeAfterEnd(ended) }
@@ -758,7 +766,7 @@ public actor NodeAgent {
         store.remove(id)
     }
 
-    /// Lets connection tracking forget what pods had opened that are gone.
+    /// Deletes the connection-tracking entries of pods that are gone.
     private func forgetConnections(of addresses: Set<IPAddress>) {
         if addresses.isEmpty { return }
         let connections = connections
@@ -792,7 +800,7 @@ public actor NodeAgent {
         Task { await connections.forget(notTranslatedAs: translations) }
     }
 
-    /// Takes the routing of attachments away that have ended; also while nobody knows what else is wanted.
+    /// Removes the routing of attachments that have ended, also while the plan is not known.
     func convergeAfterEnd(_ ended: [Attachment]) {
         if isInformed { return converge("attachments ended") }
         let live = Set(attachments.values.flatMap { $0.addresses.map(\.address) })
@@ -818,7 +826,7 @@ public actor NodeAgent {
         converge("a gateway changed", looking: reports.contains { !$0.refusal.isEmpty } ? [.nextHops] : [])
     }
 
-    /// A gateway is up or down, which people are told; where slots point is `failedOver`'s.
+    /// Reports that a gateway is up or down. `failedOver` decides where slots point.
     func healthChanged() {
         guard isInformed else { return }
         lookAtGateways()
@@ -829,7 +837,8 @@ public actor NodeAgent {
     func targetsChanged(_ verdicts: TargetVerdicts) {
         for (egress, why) in verdicts.silent where unreachable.silent[egress] == nil {
             logger.warning(
-                "not a gateway for an egress any more", metadata: ["egress": "\(egress.text)", "why": "\(why)"])
+                "this node is no longer a gateway for an egress identity",
+                metadata: ["egress": "\(egress.text)", "why": "\(why)"])
         }
         unreachable = verdicts
         converge("targets changed")

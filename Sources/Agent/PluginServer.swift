@@ -35,7 +35,7 @@ public final class PluginServer: Sendable {
         guard listener >= 0 else {
             let reason =
                 listener == -EEXIST
-                ? "something that is not a socket is in the way; remove it" : String(cString: strerror(-listener))
+                ? "a file that is not a socket exists there; remove it" : String(cString: strerror(-listener))
             throw AttachmentStore.Failure(description: "\(path) cannot be listened on: \(reason)")
         }
         self.path = path
@@ -66,7 +66,7 @@ public final class PluginServer: Sendable {
                 places.signal()
                 if isStopping.load(ordering: .sequentiallyConsistent) { break }
                 if connection == -EMFILE || connection == -ENFILE {
-                    logger.error("no descriptor left for another plugin call")
+                    logger.error("no file descriptor is left for another plugin call")
                     usleep(50_000)
                 }
                 continue
@@ -74,7 +74,7 @@ public final class PluginServer: Sendable {
             active.add(1, ordering: .sequentiallyConsistent)
             let call = Call(server: self, connection: connection)
             do { try BlockingThread.start("a plugin") { call.run() } } catch {
-                logger.error("a plugin is not served: \(error)")
+                logger.error("a plugin call cannot be served: \(error)")
                 close(connection)
                 places.signal()
                 active.subtract(1, ordering: .sequentiallyConsistent)
@@ -106,7 +106,8 @@ public final class PluginServer: Sendable {
                     else {
                         if descriptor >= 0 { close(descriptor) }
                         throw CNIError(
-                            .tryAgainLater, "culvertd serves \(PluginServer.maximumADDs) other ADDs",
+                            .tryAgainLater,
+                            "culvertd already serves \(PluginServer.maximumADDs) ADDs, which is the maximum",
                             details: "the API server may be slow; see culvertctl status")
                     }
                 }
@@ -178,7 +179,7 @@ public final class PluginServer: Sendable {
             return poll(&entry, 1, 0) > 0 && entry.revents & Int16(POLLHUP | POLLERR) != 0
         }
 
-        /// False where nobody takes the answer.
+        /// False if nobody receives the answer.
         private func send(_ response: HelperResponse) -> Bool {
             if hasHungUp { return false }
             for message in response.messages where culvert_send_message(connection, message, message.count, -1) != 0 {
@@ -187,7 +188,7 @@ public final class PluginServer: Sendable {
             return true
         }
 
-        /// Waits for asynchronous work. This is a thread of its own, not one of the cooperative pool.
+        /// Waits for asynchronous work. This runs on a dedicated thread, not on one of the cooperative pool.
         @discardableResult
         private static func wait<T: Sendable>(_ body: @escaping @Sendable () async -> T) -> T {
             let done = DispatchSemaphore(value: 0)

@@ -35,9 +35,9 @@ struct PublishedNode: Equatable {
         let besideKilo = annotations
         if configuration.mesh.enabled {
             annotations["kilo.squat.ai/key"] = mesh == .withoutKey ? nil : facts.publicKey?.text
-            // What the user forces stays the user's word; it is told by the annotation itself.
+            // A value that the user forces stays the user's: it is already in the annotation.
             annotations["kilo.squat.ai/internal-ip"] = facts.privateAddress?.description
-            // What somebody else has said of the node stays theirs.
+            // A value that another program has written for this node is left alone.
             let keepalive = configuration.mesh.persistentKeepalive
             if keepalive > 0, [0, keepalive].contains(node?.mesh.persistentKeepalive ?? 0) {
                 annotations["kilo.squat.ai/persistent-keepalive"] = "\(keepalive)"

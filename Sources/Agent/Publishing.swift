@@ -4,7 +4,7 @@ import Logging
 import Model
 import Planner
 
-/// What this node tells others: of itself, and of the policies of which it is the one to tell.
+/// What this node publishes: about itself, and about the policies that it reports.
 extension NodeAgent {
     /// `published/NODE.yaml`, and the annotations of the own Node. Until the kernel is as planned for the first time, what an
     /// earlier run has said stays: half of it would be worse than what it was.
@@ -67,13 +67,13 @@ extension NodeAgent {
         Task { for event in events { await publisher.record(event) } }
     }
 
-    /// Asks those that send echoes here for fewer, where there are many.
+    /// Asks the senders of echoes for fewer, if there are many senders.
     private func askForPace() {
         let asked = EchoPace.asked(
             plan.liveness.servedIntervals, senders: inventory.nodes.count - 1, before: askedEchoInterval)
         if asked == askedEchoInterval { return }
         logger.notice(
-            "the interval of echoes that this node asks for",
+            "the interval of echoes that this node asks for has changed",
             metadata: [
                 "from": askedEchoInterval.map { "\($0) ms" } ?? "none", "to": asked.map { "\($0) ms" } ?? "none",
             ])
@@ -117,8 +117,8 @@ extension NodeAgent {
 
     private func event(of policy: PolicyPlan) -> ObjectEvent? {
         guard policy.problem != "" else { return nil }
-        // Where no pod here uses the policy, about ten nodes say so: each of thousands could. Nobody knows which of them run a
-        // helper, so one alone would not do.
+        // If no pod here uses the policy, about ten nodes report it, because thousands of nodes could. It is not known
+        // which of them run a helper, so one reporter would not be enough.
         let isForMeToTell = policy.attachments > 0 || (policy.allCandidates.isEmpty && turn(policy.name) < 10)
         if policy.gateway == nil, policy.refusal == nil, isForMeToTell {
             return ObjectEvent(

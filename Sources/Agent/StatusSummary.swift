@@ -2,7 +2,7 @@ import Installer
 import Model
 import Planner
 
-/// The first line of status: one word, and what it is about.
+/// The first line of the status: one word, and the reasons for it.
 public struct StatusSummary: Equatable, Sendable {
     public enum Level: String, Sendable {
         case ok = "OK"
@@ -52,12 +52,13 @@ public struct StatusSummary: Equatable, Sendable {
                 : lost?.isDown == true
                     ? "all gateways of policy \(lost?.name ?? "") are down"
                     : "policy \(lost?.name ?? "") has no gateway"
-            held.append("\(pods(unreachable.count)) without a way out: \(first.attachment.displayName): \(why)")
+            held.append(
+                "\(pods(unreachable.count)) cut off from what a policy claims: \(first.attachment.displayName): \(why)")
         }
         if !node.failures.isEmpty {
             let first = node.failures[0]
             degraded.append(
-                "the kernel is not as planned (\(node.failures.count) refused): \(first.message)")
+                "the kernel is not as planned (changes that failed: \(node.failures.count)): \(first.message)")
             if unready.isEmpty { unready = degraded[0] }
         }
         if let chain, chain.phase != .chained {
@@ -66,13 +67,13 @@ public struct StatusSummary: Equatable, Sendable {
         let kept = node.plan.attachments.filter { !$0.isHeld && !$0.holds.isEmpty }
         if let first = kept.first {
             degraded.append(
-                "\(kept.count == 1 ? "1 pod goes" : "\(kept.count) pods go") on with what a policy said before: "
+                "\(kept.count == 1 ? "1 pod keeps its" : "\(kept.count) pods keep their") previous routing: "
                     + "\(first.attachment.displayName): \(first.holds.first ?? "")")
         }
         let unwelcome = node.plan.attachments.filter { !$0.refusal.isEmpty && $0.policies.isEmpty }
         if let first = unwelcome.first {
             degraded.append(
-                "\(pods(unwelcome.count)) without a policy as before, and would not start now: "
+                "\(pods(unwelcome.count)) running without a policy as before, and would be refused at a new start: "
                     + "\(first.attachment.displayName): \(first.refusal)")
         }
         let refused = node.plan.policies.compactMap { policy in policy.refusal.map { (name: policy.name, why: $0) } }
@@ -82,7 +83,7 @@ public struct StatusSummary: Equatable, Sendable {
                     + first.why)
         }
         if !node.echoes.obstacle.isEmpty {
-            degraded.append("nobody knows which gateways are alive: \(node.echoes.obstacle)")
+            degraded.append("it is not known which gateways are alive: \(node.echoes.obstacle)")
         }
         let down = node.plan.liveness.slots.flatMap(\.candidates).filter { candidate in
             node.echoes.sessions.contains { $0.session.ends.contains(candidate.end) && $0.state == .down }
@@ -94,7 +95,7 @@ public struct StatusSummary: Equatable, Sendable {
             )
         }
         if !node.meshProblem.isEmpty { degraded.append("WireGuard is not as planned: \(node.meshProblem)") }
-        if !node.storeProblem.isEmpty { degraded.append("cannot be kept on disk: \(node.storeProblem)") }
+        if !node.storeProblem.isEmpty { degraded.append("state cannot be saved to disk: \(node.storeProblem)") }
         level = held.isEmpty ? degraded.isEmpty ? .ok : .degraded : .held
         reasons = held + degraded
         self.unready = unready

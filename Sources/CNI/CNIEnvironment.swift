@@ -40,7 +40,8 @@ public struct CNIEnvironment: Equatable, Sendable {
         }
         guard let command = Command(rawValue: name) else {
             throw CNIError(
-                .invalidEnvironment, "CNI_COMMAND is \"\(name)\", which is none of ADD, DEL, CHECK, GC, STATUS, VERSION"
+                .invalidEnvironment,
+                "CNI_COMMAND is \"\(name)\", which is not one of ADD, DEL, CHECK, GC, STATUS, VERSION"
             )
         }
         self.command = command
@@ -131,7 +132,7 @@ public struct CNIEnvironment: Equatable, Sendable {
         guard unknown.isEmpty || ignoreUnknown else {
             throw CNIError(
                 .invalidEnvironment, "CNI_ARGS has unknown keys: \(unknown.joined(separator: ", "))",
-                details: "add IgnoreUnknown=1 to CNI_ARGS to have them ignored")
+                details: "add IgnoreUnknown=1 to CNI_ARGS to ignore them")
         }
         return arguments
     }

@@ -81,12 +81,12 @@ public struct NetworkConfiguration: Equatable, Sendable {
         guard !versionText.isEmpty else {
             throw CNIError(
                 .incompatibleVersion, "cniVersion is missing, which means 0.1.0",
-                details: "culvert speaks 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0")
+                details: "culvert supports 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0")
         }
         guard let version = CNIVersion(versionText) else {
             throw CNIError(
                 .incompatibleVersion, "cniVersion \"\(versionText)\" is not supported",
-                details: "culvert speaks 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0")
+                details: "culvert supports 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0")
         }
         self.version = version
         name = try NetworkConfiguration.string(root, "name", default: "")

@@ -2,7 +2,7 @@ import AsyncHTTPClient
 import NIOCore
 import NIOSSL
 
-/// How a client of the cluster's own servers connects: whom it believes and who it is.
+/// How a client connects to servers of the cluster: the authorities that it trusts, and its own certificate.
 public struct TransportSecurity: Equatable, Sendable {
     /// PEM.
     public struct Identity: Equatable, Sendable {

@@ -15,7 +15,17 @@ import Planner
 public struct Culvertctl: AsyncParsableCommand {
     /// The name, and the commands.
     public static let configuration = CommandConfiguration(
-        commandName: "culvertctl", abstract: "Shows what Culvert does on a node, and what it would do.",
+        commandName: "culvertctl", abstract: "Show what Culvert does on a node, or what it would do.",
+        discussion: """
+            status, nodes, policies, attachments, gateway, diff, peers, mtu and ready ask the helper of this node over \
+            its socket, so this user must be root, or a member of the socket's group. plan needs no helper: it reads a \
+            directory of manifests. graph and showconf can do both.
+
+            Examples:
+              culvertctl status
+              culvertctl attachments -o json
+              culvertctl plan --inventory dump --node worker-1 -o table
+            """,
         version: CulvertRelease.version,
         subcommands: [
             StatusCommand.self, Nodes.self, Policies.self, Attachments.self, GatewayCommand.self, Diff.self,
@@ -31,7 +41,7 @@ enum OutputFormat: String, ExpressibleByArgument, CaseIterable { case table, jso
 
 struct HelperOptions: ParsableArguments {
     @Option(help: "Run directory of the helper, where api.sock is.") var runDir = "/run/culvert"
-    @Option(name: [.short, .long], help: "table, json or yaml.") var output = OutputFormat.table
+    @Option(name: [.short, .long], help: "Output format: table, json or yaml.") var output = OutputFormat.table
 
     /// One GET of the helper's API.
     func get(_ path: String) async throws -> JSON {
@@ -39,14 +49,16 @@ struct HelperOptions: ParsableArguments {
         let client = HTTPClient(eventLoopGroupProvider: .singleton)
         defer { Task { try? await client.shutdown() } }
         guard let url = URL(httpURLWithSocketPath: socket, uri: path) else {
-            throw ValidationError("\(socket) is no path of a socket")
+            throw ValidationError("\(socket) is not a valid path for a socket")
         }
         do {
             let response = try await client.execute(
                 HTTPClientRequest(url: url.absoluteString), timeout: .seconds(10))
             let body = try await response.body.collect(upTo: 256 * 1024 * 1024)
             let value = try JSON.parse([UInt8](body.readableBytesView))
-            if response.status != .ok { throw Failure("culvertd: \(value["error"]?.string ?? "\(response.status)")") }
+            if response.status != .ok {
+                throw Failure("culvertd: \(value[ErrorField.error]?.string ?? "\(response.status)")")
+            }
             return value
         } catch let error as Failure { throw error } catch {
             throw Failure(
@@ -95,48 +107,63 @@ enum Table {
 
 struct StatusCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "status", abstract: "How this node is, and what is wrong.")
+        commandName: "status", abstract: "Show the state of this node, and what is wrong with it.",
+        discussion: """
+            The first line is OK, DEGRADED or HELD, with the reasons. The exit code is 0 for OK and 1 for the others.
+
+            Examples:
+              culvertctl status
+              culvertctl status -o json | jq -r '.warnings[]'
+            """)
     @OptionGroup var helper: HelperOptions
 
     func run() async throws {
         let status = try await helper.get("/v1/status")
         let attachments = try await helper.get("/v1/attachments")
         helper.show(status) { status in
-            let reasons = (status["reasons"]?.elements ?? []).compactMap(\.string)
+            let reasons = (status[StatusField.reasons]?.elements ?? []).compactMap(\.string)
             var text =
-                Table.cell(status["summary"]) + (reasons.isEmpty ? "" : ": " + reasons.joined(separator: "; ")) + "\n\n"
-            for (label, key) in [
-                ("Node", "node"), ("Datapath", "datapath"), ("Protocol", "protocol"),
-                ("Overlay address", "overlayAddress"),
-                ("Underlay", "underlay"), ("Underlay MTU", "underlayMTU"), ("Nodes", "nodes"), ("Policies", "policies"),
-                ("Attachments", "attachments"), ("Adopted", "adopted"),
-            ] {
+                Table.cell(status[StatusField.summary])
+                + (reasons.isEmpty ? "" : ": " + reasons.joined(separator: "; ")) + "\n\n"
+            let lines: [(String, StatusField)] = [
+                ("Node", .node), ("Datapath", .datapath), ("Protocol", .tunnelProtocol),
+                ("Overlay address", .overlayAddress), ("Underlay", .underlay), ("Underlay MTU", .underlayMTU),
+                ("Nodes", .nodes), ("Policies", .policies), ("Attachments", .attachments), ("Adopted", .adopted),
+            ]
+            for (label, key) in lines {
                 text += "\(label):" + String(repeating: " ", count: 17 - label.count) + Table.cell(status[key])
-                text += (key == "adopted" ? AdoptionText.counts(status["adoptedBecause"]) : "") + "\n"
+                text += (key == .adopted ? AdoptionText.counts(status[StatusField.adoptedBecause]) : "") + "\n"
             }
-            let repairs = (status["repairs"]?.members ?? []).map { "\($0.key) \(Table.cell($0.value))" }
+            let repairs = (status[StatusField.repairs]?.members ?? []).map { "\($0.key) \(Table.cell($0.value))" }
             if !repairs.isEmpty {
-                text += "Put back:         \(repairs.joined(separator: ", ")) (somebody else keeps changing them)\n"
+                text += "Put back:         \(repairs.joined(separator: ", ")) (another program changes them)\n"
             }
-            if let inventory = status["inventory"] { text += "Inventory:        \(InventoryText.line(inventory))\n" }
-            if let chain = status["chain"].flatMap({ ChainState($0) }) { text += "Chain:            \(chain.line)\n" }
+            if let inventory = status[StatusField.inventory] {
+                text += "Inventory:        \(InventoryText.line(inventory))\n"
+            }
+            if let chain = status[StatusField.chain].flatMap({ ChainState($0) }) { text += "Chain:            \(chain.line)\n" }
             if let rows = attachments.elements, !rows.isEmpty { text += "\n" + AttachmentTable.render(rows) }
-            let counted = (status["firewall"]?.elements ?? []).filter { ($0["packets"]?.integer ?? 0) > 0 }
+            let counted = (status[StatusField.firewall]?.elements ?? []).filter {
+                ($0[CounterField.packets]?.integer ?? 0) > 0
+            }
             if !counted.isEmpty {
                 text +=
                     "\n"
                     + Table.render(
                         ["TUNNEL PACKETS", "PACKETS", "BYTES"],
-                        counted.map { [Table.cell($0["rule"]), Table.cell($0["packets"]), Table.cell($0["bytes"])] })
+                        counted.map { row in [CounterField.rule, .packets, .bytes].map { Table.cell(row[$0]) } })
             }
-            for (heading, key) in [("Warnings", "warnings"), ("Inventory problems", "inventoryProblems")] {
+            let lists: [(String, StatusField)] = [
+                ("Warnings", .warnings), ("Inventory problems", .inventoryProblems),
+            ]
+            for (heading, key) in lists {
                 let list = status[key]?.elements ?? []
                 if !list.isEmpty { text += "\n\(heading):\n" + list.map { "  - \(Table.cell($0))\n" }.joined() }
             }
             return text
         }
-        // Scripts ask whether all is well.
-        if status["summary"]?.string != "OK" { throw ExitCode(1) }
+        // Scripts use the exit code.
+        if status[StatusField.summary]?.string != "OK" { throw ExitCode(1) }
     }
 }
 
@@ -151,36 +178,43 @@ enum AdoptionText {
         return parts.isEmpty ? "" : " (\(parts.joined(separator: ", ")))"
     }
     static func note(_ row: JSON) -> String {
-        "adopted" + (row["adoption"]?.string.map { ": \(words[$0] ?? $0)" } ?? "")
+        "adopted" + (row[AttachmentField.adoption]?.string.map { ": \(words[$0] ?? $0)" } ?? "")
     }
 }
 
 /// Where the inventory comes from, in a line.
 enum InventoryText {
     static func line(_ inventory: JSON) -> String {
-        let place = inventory["server"] ?? inventory["path"] ?? inventory["endpoints"]
-        var text = Table.cell(inventory["source"]) + (place.map { ", " + Table.cell($0) } ?? "")
-        if let age = inventory["fromDiskSeconds"]?.integer {
+        let place = inventory[SourceField.server] ?? inventory[SourceField.path] ?? inventory[SourceField.endpoints]
+        var text = Table.cell(inventory[SourceField.source]) + (place.map { ", " + Table.cell($0) } ?? "")
+        if let age = inventory[SourceField.fromDiskSeconds]?.integer {
             text += ", NOT REACHED: from disk, \(age) s old"
-        } else if inventory["synchronized"]?.bool == false {
+        } else if inventory[SourceField.synchronized]?.bool == false {
             text += ", not read yet"
         }
-        let lookups = (inventory["podLookups"]?.members ?? []).map { "\($0.key) \(Table.cell($0.value["count"]))" }
-        let notices = (inventory["notices"]?.elements ?? []).compactMap(\.string)
+        let lookups = (inventory[SourceField.podLookups]?.members ?? []).map {
+            "\($0.key) \(Table.cell($0.value[PodLookupField.count]))"
+        }
+        let notices = (inventory[SourceField.notices]?.elements ?? []).compactMap(\.string)
         if !notices.isEmpty { text += "\n" + notices.map { "                  \($0)" }.joined(separator: "\n") }
-        return text + (lookups.isEmpty ? "" : "; pods judged by " + lookups.joined(separator: ", "))
+        return text + (lookups.isEmpty ? "" : "; pods identified by " + lookups.joined(separator: ", "))
     }
 }
 
 struct Nodes: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "The cluster's nodes.")
+    static let configuration = CommandConfiguration(
+        abstract: "List the cluster's nodes as the helper knows them.",
+        discussion: """
+            Example:
+              culvertctl nodes
+            """)
     @OptionGroup var helper: HelperOptions
     func run() async throws {
         helper.show(try await helper.get("/v1/nodes")) { value in
             Table.render(
                 ["NAME", "SELF", "INTERNAL-IP", "OVERLAY", "POD CIDRS", "GATEWAY FOR"],
                 (value.elements ?? []).map { row in
-                    ["name", "self", "internalIP", "overlayAddress", "podCIDRs", "gatewayFor"].map {
+                    [NodeField.name, .isSelf, .internalIP, .overlayAddress, .podCIDRs, .gatewayFor].map {
                         Table.cell(row[$0])
                     }
                 })
@@ -189,16 +223,23 @@ struct Nodes: AsyncParsableCommand {
 }
 
 struct Policies: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Policies and their gateways.")
+    static let configuration = CommandConfiguration(
+        abstract: "List the policies, their gateways, and why a policy is not in force.",
+        discussion: """
+            ATTACHMENTS counts the pods of this node only.
+
+            Example:
+              culvertctl policies
+            """)
     @OptionGroup var helper: HelperOptions
     func run() async throws {
         helper.show(try await helper.get("/v1/policies")) { value in
             Table.render(
                 ["NAME", "KIND", "GATEWAY", "EGRESS", "ATTACHMENTS", "DESTINATIONS", "PROBLEM"],
                 (value.elements ?? []).map { row in
-                    ["name", "kind", "gateway", "egressAddress", "attachments", "destinationCIDRs", "problem"].map {
-                        Table.cell(row[$0])
-                    }
+                    [
+                        PolicyField.name, .kind, .gateway, .egressAddress, .attachments, .destinationCIDRs, .problem,
+                    ].map { Table.cell(row[$0]) }
                 })
         }
     }
@@ -209,29 +250,36 @@ enum AttachmentTable {
         Table.render(
             ["POD", "ADDRESS", "POLICY", "GATEWAY", "EGRESS", "TABLE", "MTU", "NOTE"],
             rows.map { row in
-                let name = row["name"]?.string ?? ""
-                let namespace = row["namespace"]?.string ?? ""
+                let name = row[AttachmentField.name]?.string ?? ""
+                let namespace = row[AttachmentField.namespace]?.string ?? ""
                 let pod =
-                    name.isEmpty ? Table.cell(row["containerID"]) : namespace.isEmpty ? name : "\(namespace)/\(name)"
-                let policies = row["policies"]?.elements ?? []
-                func list(_ key: String) -> String {
+                    name.isEmpty
+                    ? Table.cell(row[AttachmentField.containerID]) : namespace.isEmpty ? name : "\(namespace)/\(name)"
+                let policies = row[AttachmentField.policies]?.elements ?? []
+                func list(_ key: AttachmentPolicyField) -> String {
                     policies.isEmpty ? "-" : policies.map { Table.cell($0[key]) }.joined(separator: ",")
                 }
-                let held = row["held"]?.bool == true ? "HELD: " : "keeps what it had: "
+                let held = row[AttachmentField.held]?.bool == true ? "HELD: " : "keeps what it had: "
                 let note =
-                    row["holds"]?.elements?.first?.string.map { held + $0 } ?? row["refused"]?.string
-                    ?? (row["adopted"]?.bool == true
-                        ? AdoptionText.note(row) : row["uncovered"] != nil ? "IPv6 not covered" : "-")
+                    row[AttachmentField.holds]?.elements?.first?.string.map { held + $0 } ?? row[
+                        AttachmentField.refused]?.string
+                    ?? (row[AttachmentField.adopted]?.bool == true
+                        ? AdoptionText.note(row) : row[AttachmentField.uncovered] != nil ? "IPv6 not covered" : "-")
                 return [
-                    pod, Table.cell(row["addresses"]), list("name"), list("gateway"), list("egressAddress"),
-                    Table.cell(row["table"]), Table.cell(row["mtu"]), note,
+                    pod, Table.cell(row[AttachmentField.addresses]), list(.name), list(.gateway), list(.egressAddress),
+                    Table.cell(row[AttachmentField.table]), Table.cell(row[AttachmentField.mtu]), note,
                 ]
             })
     }
 }
 
 struct Attachments: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "This node's pods and what each of them gets.")
+    static let configuration = CommandConfiguration(
+        abstract: "List this node's pods with their policies, gateways and tables.",
+        discussion: """
+            Example:
+              culvertctl attachments
+            """)
     @OptionGroup var helper: HelperOptions
     func run() async throws {
         helper.show(try await helper.get("/v1/attachments")) { AttachmentTable.render($0.elements ?? []) }
@@ -240,7 +288,13 @@ struct Attachments: AsyncParsableCommand {
 
 struct Diff: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "What the kernel has other than the plan: exit 0 and [] when they are equal, else 1.")
+        abstract: "Show the steps that would make the kernel equal to the plan.",
+        discussion: """
+            Prints [] and exits 0 when there are none. Otherwise it prints one step per line and exits 1.
+
+            Example:
+              culvertctl diff
+            """)
     @OptionGroup var helper: HelperOptions
     func run() async throws {
         let value = try await helper.get("/v1/diff")
@@ -275,13 +329,20 @@ enum OfflineInventory {
 struct PlanCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "plan",
-        abstract:
-            "What Culvert would program on a node, from an inventory alone: no helper, no root. Exit 1 where a policy, or a pod, is refused."
-    )
+        abstract: "Show what Culvert would program on a node, from manifests alone.",
+        discussion: """
+            It needs no helper, no root and no cluster. If a policy or a pod is refused, the exit code is 1, and stderr \
+            names each of them.
+
+            Examples:
+              culvertctl plan --inventory dump --node worker-1 -o table
+              culvertctl plan --inventory /etc/culvert/inventory.d --node worker-1
+            """)
     @Option(help: "Directory of manifests.") var inventory: String
     @Option(help: "Name of the node.") var node: String
-    @Option(help: "Configuration file of the helper.") var config: String?
-    @Option(name: [.short, .long], help: "json, yaml or table.") var output = OutputFormat.json
+    @Option(help: "Configuration file of the helper. (default: every setting has its default value)") var config:
+        String?
+    @Option(name: [.short, .long], help: "Output format: json, yaml or table.") var output = OutputFormat.json
 
     func run() throws {
         let (configuration, content) = try OfflineInventory.read(inventory, config: config)
@@ -299,7 +360,7 @@ struct PlanCommand: ParsableCommand {
         switch output {
         case .json: print(value.text(indent: 2))
         case .yaml: print(YAMLText.render(value), terminator: "")
-        case .table: print(AttachmentTable.render(value["attachments"]?.elements ?? []), terminator: "")
+        case .table: print(AttachmentTable.render(value[PlanField.attachments]?.elements ?? []), terminator: "")
         }
         let refused =
             plan.policies.compactMap { policy in

@@ -9,8 +9,8 @@ import Planner
 /// The mesh as the helper sees it, or out of an inventory where one is named.
 struct TopologyOptions: ParsableArguments {
     @OptionGroup var helper: HelperOptions
-    @Option(help: "Directory of manifests: work it out from these, without a helper.") var inventory: String?
-    @Option(help: "Configuration file of the helper (with --inventory).") var config: String?
+    @Option(help: "Directory of manifests to use instead of the helper.") var inventory: String?
+    @Option(help: "Configuration file of the helper; only with --inventory.") var config: String?
 
     func topology() async throws -> JSON {
         guard let inventory else { return try await helper.get("/v1/topology") }
@@ -23,7 +23,13 @@ struct TopologyOptions: ParsableArguments {
 
 struct Peers: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "This gateway's WireGuard peers, with handshake, bytes and endpoint.")
+        abstract: "List this node's WireGuard peers, with endpoint and handshake.",
+        discussion: """
+            Only the gateway of a location has peers.
+
+            Example:
+              culvertctl peers
+            """)
     @OptionGroup var helper: HelperOptions
 
     func run() async throws {
@@ -37,9 +43,11 @@ struct Peers: AsyncParsableCommand {
                 ["NAME", "LOCATION", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "ALLOWED IPS"],
                 rows.map { row in
                     [
-                        Table.cell(row["name"]), Table.cell(row["location"]), Table.cell(row["endpoint"]),
-                        age(row["lastHandshake"]?.integer ?? 0, now: now), bytes(row["receivedBytes"]?.integer ?? 0),
-                        bytes(row["sentBytes"]?.integer ?? 0), Table.cell(row["allowedIPs"]),
+                        Table.cell(row[PeerField.name]), Table.cell(row[PeerField.location]),
+                        Table.cell(row[PeerField.endpoint]),
+                        age(row[PeerField.lastHandshake]?.integer ?? 0, now: now),
+                        bytes(row[PeerField.receivedBytes]?.integer ?? 0),
+                        bytes(row[PeerField.sentBytes]?.integer ?? 0), Table.cell(row[PeerField.allowedIPs]),
                     ]
                 })
         }
@@ -65,15 +73,22 @@ struct Peers: AsyncParsableCommand {
 struct MTU: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "mtu",
-        abstract: "The largest packet that passes to another location, line by line, and Cilium's MTU for it.")
+        abstract: "Show the largest packet that reaches another location.",
+        discussion: """
+            There is one line for each layer. It also shows the MTU to set in Cilium, if Cilium itself joins the locations.
+
+            Example:
+              culvertctl mtu
+            """)
     @OptionGroup var helper: HelperOptions
 
     func run() async throws {
         helper.show(try await helper.get("/v1/mtu")) { value in
             let lines = value.elements ?? []
-            guard let last = lines.last?["bytes"]?.integer else { return "There is no mesh on this node.\n" }
+            guard let last = lines.last?[PathMTUField.bytes]?.integer else { return "There is no mesh on this node.\n" }
             let table = Table.render(
-                ["BYTES", "LARGEST IP PACKET"], lines.map { [Table.cell($0["bytes"]), Table.cell($0["what"])] })
+                ["BYTES", "LARGEST IP PACKET"],
+                lines.map { [Table.cell($0[PathMTUField.bytes]), Table.cell($0[PathMTUField.what])] })
             return table + "\n" + "Pods get routes with mtu \(last) to other locations.\n"
                 + "Where Cilium itself joins the locations (one cluster, or a cluster mesh), its VXLAN is carried too:\n"
                 + "set its MTU option to \(last) or less, which gives pods \(last - 50).\n"
@@ -83,12 +98,18 @@ struct MTU: AsyncParsableCommand {
 
 struct Graph: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract:
-            "A drawing of the mesh: locations, gateways, tunnels and peers. With -o json or yaml what it is drawn from."
-    )
+        abstract: "Draw the mesh: locations, gateways, tunnels and peers.",
+        discussion: """
+            With -o json or -o yaml it prints the data instead of a drawing.
+
+            Examples:
+              culvertctl graph | neato -Tpng > mesh.png
+              culvertctl graph -f svg --inventory dump > mesh.svg
+            """)
     enum Format: String, ExpressibleByArgument, CaseIterable { case dot, mermaid, svg }
     @OptionGroup var source: TopologyOptions
-    @Option(name: [.short, .long], help: "dot (Graphviz), mermaid, or svg.") var format = Format.dot
+    @Option(name: [.short, .long], help: "Format of the drawing: dot (Graphviz), mermaid or svg.") var format = Format
+        .dot
 
     func run() async throws {
         let topology = try await source.topology()
@@ -97,9 +118,9 @@ struct Graph: AsyncParsableCommand {
         case .yaml: return print(YAMLText.render(topology), terminator: "")
         case .table: break
         }
-        guard topology["segments"]?.elements?.isEmpty == false else {
+        guard topology[TopologyField.segments]?.elements?.isEmpty == false else {
             throw Failure(
-                "there is no mesh to draw: no node that may be a gateway has a WireGuard key (mesh.enabled in the helpers' configuration makes them one each)"
+                "there is no mesh to draw: no node has a WireGuard key (set mesh.enabled in the configuration of the helpers, which then make the keys)"
             )
         }
         let mesh = MeshDrawing(topology)
@@ -114,11 +135,19 @@ struct Graph: AsyncParsableCommand {
 struct ShowConf: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "showconf",
-        abstract: "The WireGuard configuration of a node or a peer, as wg-quick reads it.")
+        abstract: "Print the WireGuard configuration of a node or a peer.",
+        discussion: """
+            The format is that of wg-quick. Private keys and preshared keys are never printed.
+
+            Examples:
+              culvertctl showconf peer laptop > laptop.conf
+              culvertctl showconf node worker-1 --as-peer -o yaml
+            """)
     enum Kind: String, ExpressibleByArgument, CaseIterable { case node, peer }
-    @Argument(help: "node or peer.") var kind: Kind
-    @Argument(help: "Its name.") var name: String
-    @Flag(help: "As a peer of somebody else: one [Peer] section, or with -o yaml a Peer object.") var asPeer = false
+    @Argument(help: "What to print the configuration of: node or peer.") var kind: Kind
+    @Argument(help: "Name of the node or peer.") var name: String
+    @Flag(help: "Print it as another host needs it: one [Peer] section, or with -o yaml a Peer object.") var asPeer =
+        false
     @OptionGroup var source: TopologyOptions
 
     func run() async throws {

@@ -1,6 +1,7 @@
 import FoundationEssentials
 import Glibc
 import Jansson
+import Model
 
 /// The mesh as a drawing, from the topology's JSON.
 struct MeshDrawing {
@@ -17,21 +18,23 @@ struct MeshDrawing {
     private let peers: [(name: String, networks: String)]
 
     init(_ topology: JSON) {
-        segments = (topology["segments"]?.elements ?? []).map { value in
-            let key = value["key"]?.string ?? ""
+        segments = (topology[TopologyField.segments]?.elements ?? []).map { value in
+            let key = value[SegmentField.key]?.string ?? ""
             let name = String(key.drop { $0 != ":" }.dropFirst())
             return Segment(
-                key: key, title: name.isEmpty ? "(no location)" : name, gateway: value["gateway"]?.string ?? "",
-                address: value["wireGuardAddress"]?.string ?? "", endpoint: value["endpoint"]?.string ?? "",
-                nodes: (value["nodes"]?.elements ?? []).map {
-                    ($0["name"]?.string ?? "", $0["privateAddress"]?.string ?? "")
+                key: key, title: name.isEmpty ? "(no location)" : name,
+                gateway: value[SegmentField.gateway]?.string ?? "",
+                address: value[SegmentField.wireGuardAddress]?.string ?? "",
+                endpoint: value[SegmentField.endpoint]?.string ?? "",
+                nodes: (value[SegmentField.nodes]?.elements ?? []).map {
+                    ($0[SegmentNodeField.name]?.string ?? "", $0[SegmentNodeField.privateAddress]?.string ?? "")
                 },
-                locationIPs: (value["allowedLocationIPs"]?.elements ?? []).compactMap(\.string))
+                locationIPs: (value[SegmentField.allowedLocationIPs]?.elements ?? []).compactMap(\.string))
         }
-        peers = (topology["peers"]?.elements ?? []).map { value in
+        peers = (topology[TopologyField.peers]?.elements ?? []).map { value in
             (
-                value["name"]?.string ?? "",
-                (value["allowedIPs"]?.elements ?? []).compactMap(\.string).joined(separator: ", ")
+                value[MeshPeerField.name]?.string ?? "",
+                (value[MeshPeerField.allowedIPs]?.elements ?? []).compactMap(\.string).joined(separator: ", ")
             )
         }
     }

@@ -5,24 +5,25 @@ import Installer
 import Model
 import NIOCore
 
-/// Asks the helper whether it is ready: for a kubelet's probes, and for scripts that wait. Unlike `status` it prints one
-/// line and has no opinion about policies.
+/// Asks the helper whether it is ready, for a kubelet's probes and for scripts that wait. Unlike `status` it prints one
+/// line, and policies make no difference.
 struct ReadyCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "ready",
-        abstract: "Exit 0 when the helper takes new pods, else 1.",
+        abstract: "Exit with 0 if the helper is ready for new pods, otherwise with 1.",
         discussion: """
             Prints the helper's answer in one line. With --live only whether the helper answers at all counts. With --chain \
             the helper is not asked: exit 0 when `culvertd install` has put the plugin into the chain.
 
-            Example, which waits for the helper:
-              until culvertctl ready; do sleep 1; done
+            Examples:
+              culvertctl ready --live
+              until culvertctl ready; do sleep 1; done    # waits for the helper
             """)
 
     @Option(help: "Run directory of the helper, where api.sock is.") var runDir = "/run/culvert"
-    @Flag(help: "Exit 0 as soon as the helper answers, ready or not.") var live = false
+    @Flag(help: "Exit with 0 if the helper answers, even if it is not ready.") var live = false
     @Flag(help: "Exit 0 when the plugin is in the chain.") var chain = false
-    @Option(help: "Seconds to wait for the answer.") var timeout = 4
+    @Option(help: "Seconds to wait for the answer, 1 to 60.") var timeout = 4
 
     func validate() throws {
         guard (1...60).contains(timeout) else { throw ValidationError("--timeout must be a number from 1 to 60") }
@@ -33,7 +34,7 @@ struct ReadyCommand: AsyncParsableCommand {
         if chain { return try showChain() }
         let socket = runDir + "/api.sock"
         guard let url = URL(httpURLWithSocketPath: socket, uri: live ? "/healthz" : "/readyz") else {
-            throw ValidationError("\(socket) is no path of a socket")
+            throw ValidationError("\(socket) is not a valid path for a socket")
         }
         let client = HTTPClient(eventLoopGroupProvider: .singleton)
         let answer: (isReady: Bool, line: String)

@@ -1,4 +1,5 @@
 import Jansson
+import Model
 
 /// wg-quick(8)'s format, made from the topology's JSON. Private and preshared keys are not in it: they never leave
 /// their files.
@@ -12,25 +13,25 @@ struct WireGuardConf {
         self.topology = topology
         self.kind = kind
         self.name = name
-        let segments = topology["segments"]?.elements ?? []
-        let peers = topology["peers"]?.elements ?? []
+        let segments = topology[TopologyField.segments]?.elements ?? []
+        let peers = topology[TopologyField.peers]?.elements ?? []
         switch kind {
         case .node:
             guard
                 let segment = segments.first(where: { segment in
-                    (segment["nodes"]?.elements ?? []).contains { $0["name"]?.string == name }
+                    (segment[SegmentField.nodes]?.elements ?? []).contains { $0[SegmentNodeField.name]?.string == name }
                 })
             else { throw Failure("the mesh has no node \"\(name)\"") }
-            guard segment["gateway"]?.string == name else {
+            guard segment[SegmentField.gateway]?.string == name else {
                 throw Failure(
-                    "\(name) has no WireGuard device: the gateway of \(segment["key"]?.string ?? "") is \(segment["gateway"]?.string ?? "")"
+                    "\(name) has no WireGuard device: the gateway of \(segment[SegmentField.key]?.string ?? "") is \(segment[SegmentField.gateway]?.string ?? "")"
                 )
             }
             own = segment
         case .peer:
-            guard let peer = peers.first(where: { $0["name"]?.string == name }) else {
-                let names = peers.compactMap { $0["name"]?.string }.joined(separator: ", ")
-                throw Failure("there is no peer \"\(name)\"; there are \(names.isEmpty ? "none" : names)")
+            guard let peer = peers.first(where: { $0[MeshPeerField.name]?.string == name }) else {
+                let names = peers.compactMap { $0[MeshPeerField.name]?.string }.joined(separator: ", ")
+                throw Failure("there is no peer \"\(name)\"; the peers are: \(names.isEmpty ? "none" : names)")
             }
             own = peer
         }
@@ -42,37 +43,43 @@ struct WireGuardConf {
         switch kind {
         case .node:
             text += "# PrivateKey is in the node's own wireguard.key\n"
-            text += "Address = \(own["wireGuardAddress"]?.string ?? "")/32\n"
-            text += "ListenPort = \(topology["port"]?.integer ?? 0)\n"
+            text += "Address = \(own[SegmentField.wireGuardAddress]?.string ?? "")/32\n"
+            text += "ListenPort = \(topology[TopologyField.port]?.integer ?? 0)\n"
         case .peer:
-            text += "# PrivateKey = (the one whose public key is \(own["publicKey"]?.string ?? ""))\n"
-            let addresses = strings(own["allowedIPs"])
+            text += "# PrivateKey = (the one whose public key is \(own[MeshPeerField.publicKey]?.string ?? ""))\n"
+            let addresses = strings(own[MeshPeerField.allowedIPs])
             if !addresses.isEmpty { text += "Address = \(addresses.joined(separator: ", "))\n" }
         }
-        let keepalive = own["persistentKeepalive"]?.integer ?? 0
-        for segment in topology["segments"]?.elements ?? [] where segment["key"] != own["key"] || kind == .peer {
+        let keepalive = own[MeshPeerField.persistentKeepalive]?.integer ?? 0
+        for segment in topology[TopologyField.segments]?.elements ?? []
+        where segment[SegmentField.key] != own[SegmentField.key] || kind == .peer {
             text += section(
-                "\(segment["key"]?.string ?? ""), gateway \(segment["gateway"]?.string ?? "")", segment,
-                strings(segment["allowedIPs"]) + strings(segment["allowedLocationIPs"]), keepalive: keepalive,
-                preshared: kind == .peer && own["hasPresharedKey"]?.bool == true)
+                "\(segment[SegmentField.key]?.string ?? ""), gateway \(segment[SegmentField.gateway]?.string ?? "")",
+                segment,
+                strings(segment[SegmentField.allowedIPs]) + strings(segment[SegmentField.allowedLocationIPs]),
+                keepalive: keepalive,
+                preshared: kind == .peer && own[MeshPeerField.hasPresharedKey]?.bool == true)
         }
-        for peer in topology["peers"]?.elements ?? [] where kind == .node || peer["name"]?.string != name {
+        for peer in topology[TopologyField.peers]?.elements ?? []
+        where kind == .node || peer[MeshPeerField.name]?.string != name {
             text += section(
-                "peer \(peer["name"]?.string ?? "")", peer, strings(peer["allowedIPs"]), keepalive: keepalive,
-                preshared: kind == .node && peer["hasPresharedKey"]?.bool == true)
+                "peer \(peer[MeshPeerField.name]?.string ?? "")", peer, strings(peer[MeshPeerField.allowedIPs]),
+                keepalive: keepalive,
+                preshared: kind == .node && peer[MeshPeerField.hasPresharedKey]?.bool == true)
         }
         return text
     }
 
-    /// One section for somebody who is to have it as a peer.
+    /// One [Peer] section, for a host that needs this node or peer as a peer.
     var asPeer: String {
         section(
-            name, own, strings(own["allowedIPs"]) + strings(own["allowedLocationIPs"]), keepalive: 0, preshared: false)
+            name, own, strings(own[MeshPeerField.allowedIPs]) + strings(own[SegmentField.allowedLocationIPs]),
+            keepalive: 0, preshared: false)
     }
 
     /// The same as a Peer object of kilo.squat.ai/v1alpha1.
     var peerObject: JSON {
-        let endpoint = own["endpoint"]?.string.flatMap { text -> JSON? in
+        let endpoint = own[MeshPeerField.endpoint]?.string.flatMap { text -> JSON? in
             guard let colon = text.lastIndex(of: ":"), let port = Int64(text[text.index(after: colon)...]) else {
                 return nil
             }
@@ -91,17 +98,18 @@ struct WireGuardConf {
                     (
                         "allowedIPs",
                         .array(
-                            (strings(own["allowedIPs"]) + strings(own["allowedLocationIPs"])).map { .string($0) })
-                    ), ("endpoint", endpoint), ("publicKey", own["publicKey"]))
+                            (strings(own[MeshPeerField.allowedIPs]) + strings(own[SegmentField.allowedLocationIPs])).map
+                            { .string($0) })
+                    ), ("endpoint", endpoint), ("publicKey", own[MeshPeerField.publicKey]))
             ))
     }
 
     private func section(
         _ title: String, _ value: JSON, _ allowedIPs: [String], keepalive: Int64, preshared: Bool
     ) -> String {
-        var text = "\n# \(title)\n[Peer]\nPublicKey = \(value["publicKey"]?.string ?? "")\n"
+        var text = "\n# \(title)\n[Peer]\nPublicKey = \(value[MeshPeerField.publicKey]?.string ?? "")\n"
         if preshared { text += "# PresharedKey is in the Peer object\n" }
-        if let endpoint = value["endpoint"]?.string { text += "Endpoint = \(endpoint)\n" }
+        if let endpoint = value[MeshPeerField.endpoint]?.string { text += "Endpoint = \(endpoint)\n" }
         text += "AllowedIPs = \(allowedIPs.joined(separator: ", "))\n"
         if keepalive > 0 { text += "PersistentKeepalive = \(keepalive)\n" }
         return text

@@ -1,7 +1,7 @@
 import Jansson
 
-/// What a cluster says of itself in its key-value store: `cilium/cluster-config/<cluster>` (Cilium's
-/// pkg/clustermesh/types). Absent in stores that only one cluster uses.
+/// The settings of a cluster in its key-value store: `cilium/cluster-config/<cluster>` (Cilium's
+/// pkg/clustermesh/types). A store that only one cluster uses does not have them.
 struct CiliumClusterConfig: Equatable, Sendable {
     static func key(_ cluster: String) -> String { "cilium/cluster-config/\(cluster)" }
     /// There when everything below a prefix is, if `hasSyncedCanaries`.
@@ -9,8 +9,8 @@ struct CiliumClusterConfig: Equatable, Sendable {
 
     /// `cluster-id`, 1...511, of its own in a mesh; 0: not known.
     var id: Int64 = 0
-    /// The store says when it is complete, prefix by prefix: `cilium/synced/<cluster>/<prefix>`. Until then, what is not
-    /// there may still come.
+    /// The store has a key for each prefix that is complete: `cilium/synced/<cluster>/<prefix>`. Until it exists,
+    /// missing nodes may still be written.
     var hasSyncedCanaries = false
     /// Keys are below `cilium/cache`: kvstoremesh keeps a copy of the other cluster's.
     var isCached = false

@@ -86,10 +86,12 @@ struct CiliumNodeRecord: Equatable, Sendable {
         // Ones, then zeros.
         var isOver = false
         for byte in mask {
-            if isOver && byte != 0 { throw Malformed(message: "\(field): the mask has holes") }
+            if isOver && byte != 0 { throw Malformed(message: "\(field): the mask is not contiguous") }
             if byte != 0xFF {
                 isOver = true
-                guard (~byte &+ 1) & ~byte == 0 else { throw Malformed(message: "\(field): the mask has holes") }
+                guard (~byte &+ 1) & ~byte == 0 else {
+                    throw Malformed(message: "\(field): the mask is not contiguous")
+                }
             }
         }
         guard mask.count * 8 == address.family.bits else {

@@ -24,7 +24,7 @@ struct ClusterClashes {
     mutating func add(_ cluster: String, id: Int64) -> String? {
         guard id != 0, let other = ids.updateValue(ids[id] ?? cluster, forKey: id) else { return nil }
         return
-            "is left out: it has the cluster-id \(id), which cluster \(other) has already; give each cluster of the mesh one of its own (Cilium's cluster.id)"
+            "is left out: it has the cluster-id \(id), which cluster \(other) already has; give each cluster of the mesh its own cluster-id (Cilium's cluster.id)"
     }
 
     /// Gives a node its pods' networks. A cluster's nodes come one after another.
@@ -38,7 +38,7 @@ struct ClusterClashes {
         }
         if !isOwn, let (network, owner) = clash(record) {
             return
-                "node \(name) is left out: its pods' network \(network) overlaps with \(owner.network) of node \(owner.node) of cluster \(owner.cluster); clusters of one mesh need networks of their own"
+                "node \(name) is left out: its pods' network \(network) overlaps with \(owner.network) of node \(owner.node) of cluster \(owner.cluster); the pod networks of the clusters of one mesh must not overlap"
         }
         owners += record.cilium.podCIDRs.map { Owner(network: $0, node: name, cluster: cluster) }
         return nil

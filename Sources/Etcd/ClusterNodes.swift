@@ -113,7 +113,7 @@ struct ClusterNodes: Sendable {
         }
         if isListed && !isRead {
             notices.append(
-                "etcd of cluster \(cluster): its store is not complete yet (\(CiliumClusterConfig.canary(cluster, prefix)) is missing); nodes that were known stay"
+                "etcd of cluster \(cluster): its store is not complete yet (\(CiliumClusterConfig.canary(cluster, prefix)) is missing); nodes that are already known are kept"
             )
         }
         return notices

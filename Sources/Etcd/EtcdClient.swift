@@ -30,7 +30,7 @@ final class EtcdClient: Sendable {
             client = try RenewableClient(
                 settings.transportSecurity, connectSeconds: 3, idleSeconds: idleSeconds, interval: renewal,
                 reload: { try settings.reloaded().transportSecurity })
-        } catch { throw EtcdConfiguration.Failure(description: "etcd's certificates are no PEM: \(error)") }
+        } catch { throw EtcdConfiguration.Failure(description: "etcd's certificates are not valid PEM: \(error)") }
     }
 
     func shutdown() async { await client.shutdown() }
@@ -136,7 +136,8 @@ final class EtcdClient: Sendable {
                     let here = result["header"]?["cluster_id"]?.string ?? ""
                     if !here.isEmpty, !cluster.isEmpty, here != cluster {
                         throw Failure(
-                            description: "\(endpoint): is another etcd than what was read before", isGone: true)
+                            description: "\(endpoint): is a different etcd cluster from the one that was read before",
+                            isGone: true)
                     }
                     let now = EtcdClient.number(result["header"]?["revision"])
                     if result["canceled"]?.bool == true {
@@ -146,7 +147,8 @@ final class EtcdClient: Sendable {
                     }
                     if result["created"]?.bool == true && now < revision &- 1 {
                         throw Failure(
-                            description: "\(endpoint): is behind what was read before: another etcd, or one restored",
+                            description:
+                                "\(endpoint): its revision is lower than one that was read before: it is another etcd, or it was restored from a backup",
                             isGone: true)
                     }
                     let events = (result["events"]?.elements ?? []).compactMap { event in
@@ -158,7 +160,8 @@ final class EtcdClient: Sendable {
                 }
             }
         } catch let error as HTTPClientError where error == .readTimeout {
-            // Nothing has happened for a while, and nobody says whether anybody is there: from there on once more.
+            // Nothing has arrived for a while, and there is no sign that the server is alive: begin the watch again
+            // from the same revision.
         }
     }
 }

@@ -88,7 +88,7 @@ public struct EtcdConfiguration: Equatable, Sendable {
         self.origin = origin
     }
 
-    /// The same, as the files say it by now: certificates are renewed in place.
+    /// The same configuration, with the certificates read from their files again: they are renewed in place.
     func reloaded() throws(Failure) -> EtcdConfiguration {
         switch origin {
         case .file(let path): try EtcdConfiguration(contentsOf: path)

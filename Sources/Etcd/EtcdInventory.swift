@@ -35,7 +35,7 @@ public actor EtcdInventory: InventorySource {
     private let onDisk: NodesOnDisk?
 
     private var known: [String: ClusterNodes] = [:]
-    /// Grows with every change of what is known, so that what is on disk can be told from something newer.
+    /// Increases with every change, so that the file on disk can be told from newer data.
     private var revision: UInt64 = 0
     private var tasks: [Task<Void, Never>] = []
     /// The tasks that follow one cluster's nodes, and the canary that says that they are complete.
@@ -215,7 +215,7 @@ public actor EtcdInventory: InventorySource {
         if following[cluster]?.generation == generation { known[cluster]?.isSynced = isSynced }
     }
 
-    /// The store has all nodes by now. They are read once more, to learn which of the known ones are gone.
+    /// The store is complete now. Its nodes are read once more, to find out which of the known nodes are gone.
     private func canaryIsThere(_ cluster: String, _ prefix: String) {
         guard let state = known[cluster], state.prefix == prefix, !state.isSynced else { return }
         followNodes(cluster)
@@ -269,7 +269,7 @@ public actor EtcdInventory: InventorySource {
         let read = known.filter { $0.value.cachedAt != nil }.keys.sorted()
         guard !read.isEmpty else { return }
         logger.warning(
-            "etcd cannot be reached: going on from the nodes on disk",
+            "etcd cannot be reached: using the nodes that were saved to disk",
             metadata: ["clusters": "\(read.joined(separator: " "))", "written": "\(date)"])
         signal.yield()
     }
@@ -281,16 +281,16 @@ public actor EtcdInventory: InventorySource {
         for cluster in clusters {
             problems += known[cluster.name]?.notices ?? []
             if let problem = clients[cluster.name]?.renewalProblem, !problem.isEmpty {
-                problems.append("etcd of cluster \(cluster.name): certificates were not read again: \(problem)")
+                problems.append("etcd of cluster \(cluster.name): certificates could not be reloaded: \(problem)")
             }
         }
         let oldest = known.values.compactMap(\.cachedAt).min()
-        return .make(
-            ("source", .string("etcd")),
-            ("endpoints", .array(clusters.flatMap(\.configuration.endpoints).map { .string($0) })),
-            ("clusters", .array(clusters.compactMap { known[$0.name]?.status })),
-            ("synchronized", .bool(known.values.allSatisfy { $0.isRead })),
-            ("fromDiskSeconds", oldest.map { .integer(Int64(Date().timeIntervalSince($0))) }),
-            ("problems", .array(problems.map { .string($0) })))
+        return SourceField.object(
+            (.source, .string("etcd")),
+            (.endpoints, .array(clusters.flatMap(\.configuration.endpoints).map { .string($0) })),
+            (.clusters, .array(clusters.compactMap { known[$0.name]?.status })),
+            (.synchronized, .bool(known.values.allSatisfy { $0.isRead })),
+            (.fromDiskSeconds, oldest.map { .integer(Int64(Date().timeIntervalSince($0))) }),
+            (.problems, .array(problems.map { .string($0) })))
     }
 }

@@ -60,7 +60,7 @@ actor NodesOnDisk {
             try await InventoryCache.write(objects, to: path)
             savedRevision = content.revision
         } catch {
-            logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
+            logger.warning("the inventory cannot be saved to disk", metadata: ["error": "\(error)"])
         }
     }
 

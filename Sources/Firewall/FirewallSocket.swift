@@ -299,7 +299,7 @@ public final class FirewallSocket {
 
     /// Sends a transaction, and waits for the kernel's word.
     ///
-    /// - Throws: what the kernel had against it; then none of it is done.
+    /// - Throws: the kernel's error; then nothing of the transaction is done.
     func commit(_ batch: inout FirewallBatch) throws {
         let (bytes, last, operations) = batch.finish()
         sequence = batch.sequence &+ 1

@@ -19,7 +19,7 @@ public enum HelperConnection {
         guard message.count <= HelperRequest.maximumSize else {
             throw CNIError(
                 .ioFailure,
-                "the request to culvertd has \(message.count) bytes; \(HelperRequest.maximumSize) is the most",
+                "the request to culvertd has \(message.count) bytes; the maximum is \(HelperRequest.maximumSize)",
                 details: "the labels or annotations of this container are too large")
         }
         let socket = try connect(path, deadline: deadline)
@@ -28,7 +28,7 @@ public enum HelperConnection {
             let sent = culvert_send_message(socket, message, message.count, descriptor)
             if sent == 0 { break }
             guard sent == -EAGAIN else {
-                throw unavailable("culvertd at \(path) hung up before the request", code: -sent)
+                throw unavailable("culvertd at \(path) closed the connection before it got the request", code: -sent)
             }
             try wait(socket, Int16(POLLOUT), deadline: deadline, path: path)
         }
@@ -41,7 +41,7 @@ public enum HelperConnection {
                 continue
             }
             guard received < 0, culvert_errno() == EAGAIN || culvert_errno() == EINTR else {
-                throw unavailable("culvertd at \(path) hung up before it answered", code: 0)
+                throw unavailable("culvertd at \(path) closed the connection without a response", code: 0)
             }
             try wait(socket, Int16(POLLIN), deadline: deadline, path: path)
         }

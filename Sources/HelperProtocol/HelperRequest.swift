@@ -63,7 +63,7 @@ public struct HelperRequest: Sendable {
         guard HelperRequest.depth(bytes) <= HelperRequest.maximumDepth else {
             throw CNIError(
                 .requestRefused,
-                "the request has more than \(HelperRequest.maximumDepth) lists or objects in each other")
+                "the request is nested more than \(HelperRequest.maximumDepth) levels deep")
         }
         let root: JSON
         do { root = try JSON.parse(bytes) } catch {
@@ -77,7 +77,7 @@ public struct HelperRequest: Sendable {
         }
         guard let name = root["command"]?.string, let command = CNIEnvironment.Command(rawValue: name),
             command != .version
-        else { throw CNIError(.requestRefused, "the request has no known command") }
+        else { throw CNIError(.requestRefused, "the request has an unknown command") }
         self.init(command)
         network = try HelperRequest.text(root, "network")
         containerID = try HelperRequest.text(root, "containerID")
@@ -115,7 +115,7 @@ public struct HelperRequest: Sendable {
         switch root["timeoutMilliseconds"] {
         case nil: break
         case .integer(let value)? where (1...300_000).contains(value): timeoutMilliseconds = value
-        default: throw CNIError(.requestRefused, "timeoutMilliseconds is not from 1 to 300000")
+        default: throw CNIError(.requestRefused, "timeoutMilliseconds must be a number from 1 to 300000")
         }
         switch command {
         case .add, .del, .check:

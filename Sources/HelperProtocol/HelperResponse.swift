@@ -28,11 +28,12 @@ public enum HelperResponse: Sendable {
     /// The most bytes of each of several messages. A socket takes a message of more than 128 KiB with raised buffers only.
     static let partSize = 64 * 1024
 
-    /// The messages to send, in this order: one, where that has at most `HelperRequest.maximumSize` bytes, or several, all but
-    /// the last with `"more": true`. Where one cannot be sent the answer did not arrive.
+    /// The messages to send, in this order. It is one message if the answer has at most `HelperRequest.maximumSize`
+    /// bytes. Otherwise there are several, and all but the last have `"more": true`. If one of them cannot be sent, the
+    /// answer did not arrive.
     ///
-    /// The plugin of the release before reads the first message only. So all but the last say in its words (`code`, `msg`,
-    /// `details`) that it cannot be told the answer.
+    /// The plugin of the previous release reads the first message only. So each message but the last is also an error
+    /// in the old format (`code`, `msg`, `details`), which says that the answer is too long for that plugin.
     public var messages: [[UInt8]] {
         let whole = json.bytes()
         if whole.count <= HelperRequest.maximumSize { return [whole] }
@@ -64,7 +65,9 @@ public enum HelperResponse: Sendable {
                     ("code", .integer(CNIError.Code.requestRefused.rawValue)),
                     (
                         "msg",
-                        .string("the answer of culvertd has \(routes.count) routes, which this plugin cannot read")
+                        .string(
+                            "the response of culvertd has \(routes.count) routes, which is more than this plugin can read"
+                        )
                     ),
                     ("details", .string("install culvert and culvertd of the same release"))
                 ).bytes()
@@ -85,7 +88,7 @@ public enum HelperResponse: Sendable {
     /// - Throws: error 11 where the answer makes no sense.
     public init(message bytes: [UInt8]) throws(CNIError) {
         guard let root = try? JSON.parse(bytes) else {
-            throw CNIError(.tryAgainLater, "the answer of culvertd is not JSON")
+            throw CNIError(.tryAgainLater, "the response of culvertd is not JSON")
         }
         if let code = root["code"]?.integer {
             self = .failed(
@@ -121,7 +124,7 @@ public struct HelperAnswer: Sendable {
     public mutating func take(_ message: [UInt8]) throws(CNIError) -> HelperResponse? {
         size += message.count
         guard size <= HelperAnswer.maximumSize else {
-            throw CNIError(.tryAgainLater, "the answer of culvertd has more than \(HelperAnswer.maximumSize) bytes")
+            throw CNIError(.tryAgainLater, "the response of culvertd has more than \(HelperAnswer.maximumSize) bytes")
         }
         if let root = try? JSON.parse(message), root["more"]?.bool == true {
             routes += HelperResponse.routes(of: root)

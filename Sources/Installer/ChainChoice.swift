@@ -17,9 +17,9 @@ public struct ChainWishes: Equatable, Sendable {
     public var entry: PluginEntry
     /// The node's runtime is known to read drop-ins. Not known is no.
     public var readsDropIns: Bool
-    /// Somebody has taken our own list away: Cilium does with `cni.exclusive=true`.
+    /// Another program has removed Culvert's own list. Cilium does this with `cni.exclusive=true`.
     public var isOwnListTakenAway: Bool
-    /// The network that was chained last, where its name stands nowhere in the directory by now.
+    /// The network that was chained last, if no file of the directory contains its name at the moment.
     public var lastNetwork: String?
     /// Where the file of the network that was chained last has gone, another network may take its place.
     public var mayLeaveNetwork: Bool
@@ -147,7 +147,7 @@ struct DirectoryView {
     }
     struct OwnList {
         let name: String
-        /// nil: somebody has broken it.
+        /// nil: another program has broken the file.
         let list: ConfigurationListFile?
         let body: DirectoryContent.Body
     }
@@ -197,7 +197,8 @@ struct DirectoryView {
         ownPutAside = aside
     }
 
-    /// It has one of our names, and an administrator has not written it: it has our mark, or somebody has broken it.
+    /// The file has one of Culvert's names and was not written by an administrator: it has the installer's mark, or
+    /// another program has broken it.
     private static func isOwn(_ name: String, _ file: DirectoryContent.File) -> Bool {
         guard ChainFileNames.ownLists.contains(name) else { return false }
         guard let bytes = file.bytes else { return true }
@@ -261,19 +262,23 @@ private struct Plan {
         switch method {
         case .ownList:
             if isOwnListTakenAway {
-                return "another program takes our list away; Cilium does with cni.exclusive=true: set it to false"
+                return
+                    "another program removes Culvert's list; Cilium does this when cni.exclusive is true: set it to false"
             }
-            return ownName == nil ? "no name for a list of our own sorts before \(target.name): rename that file" : nil
+            return ownName == nil
+                ? "no file name for Culvert's own list sorts before \(target.name): rename that file" : nil
         case .dropIn:
             if !wishes.readsDropIns {
-                return "the runtime is not known to read drop-ins (libcni 1.3; --runtime names its program)"
+                return
+                    "it is not known whether the runtime reads drop-ins (it needs libcni 1.3 or later; --runtime names the runtime's program)"
             }
             if target.list.takesDropIns { return nil }
             return target.list.isList
-                ? "it says loadOnlyInlinedPlugins" : "it is a single plugin and no list: make it a .conflist"
+                ? "the file sets loadOnlyInlinedPlugins"
+                : "the file configures a single plugin and not a list: make it a .conflist"
         case .inPlace:
-            if !target.list.isList { return "it is a single plugin and no list: make it a .conflist" }
-            if case .link = target.body { return "it is a symbolic link, and is not replaced" }
+            if !target.list.isList { return "the file configures a single plugin and not a list: make it a .conflist" }
+            if case .link = target.body { return "the file is a symbolic link, which is not replaced" }
             return nil
         }
     }
@@ -324,7 +329,7 @@ private struct Plan {
     private var notes: [String] {
         target.precededBy.map {
             [
-                "\($0) is another network's and sorts before \(target.name): a runtime that takes the first file does not call Culvert"
+                "\($0) belongs to another network and sorts before \(target.name): a runtime that uses the first file does not call Culvert"
             ]
         } ?? []
     }

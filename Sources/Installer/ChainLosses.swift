@@ -1,5 +1,5 @@
-/// How long another program that takes Culvert out of the chain is borne: a count with growing pauses. Pure; times are
-/// seconds of any clock that does not go back.
+/// How long the installer tolerates a program that takes Culvert out of the chain: a number of times, with growing
+/// pauses. Pure: times are seconds of any clock that does not go back.
 public struct ChainLosses: Equatable, Sendable {
     /// The pause after the second loss; each further one doubles it.
     public static let firstPause = 0.1
@@ -7,13 +7,13 @@ public struct ChainLosses: Equatable, Sendable {
     /// A chain that stood so long was not fought over: the count begins anew.
     public static let calm = 60.0
 
-    /// Losses, one after the other, that are borne.
+    /// The number of consecutive losses that are tolerated.
     public let most: Int
     public private(set) var count = 0
     private var chainedSince: Double?
     private var notBefore = -Double.infinity
 
-    /// With 10, an opponent that never rests is borne for the better part of a minute.
+    /// With 10, a program that never stops is tolerated for almost a minute.
     public init(most: Int = 10) { self.most = most }
 
     public var isExhausted: Bool { count > most }

@@ -96,7 +96,7 @@ public struct ChainWatch {
             wishes.isOwnListTakenAway = true
             say(
                 .warning(
-                    "Cilium has put our list aside (\(ChainFileNames.putAside)): cni.exclusive is true. Set cni.exclusive=false, or let Cilium write the entry itself with cni.customConf and cni.configMap; another way is tried until then"
+                    "Cilium has renamed Culvert's list to \(ChainFileNames.putAside), because cni.exclusive is true. Set cni.exclusive=false, or let Cilium write the entry itself with cni.customConf and cni.configMap. Until then, another method is tried"
                 ))
         } else if wishes.isOwnListTakenAway, now - (takenAwaySince ?? now) >= trialAfter,
             losses.standing(at: now) >= ChainLosses.calm
@@ -129,7 +129,8 @@ public struct ChainWatch {
             }
         }
         let pause = losses.pause(at: now)
-        // Whatever takes nothing out of somebody else's hands need not wait: a list of our own follows its network at once.
+        // A change that overwrites nothing of another program need not wait: Culvert's own list follows its network at
+        // once.
         if pause > 0 && !chain.isChained { return .resting(pause) }
         for change in chain.changes where try !folder.apply(change) { return .overtaken }
         if !chain.obstacle.isEmpty {
@@ -156,8 +157,9 @@ public struct ChainWatch {
     private static func success(_ chain: ChainDecision.Chain) -> String {
         switch chain.method {
         case nil:
-            "chained after the network \(chain.network): \(chain.file) has Culvert's entry already, which somebody else wrote"
-        case .ownList?: "chained after the network \(chain.network) by a list of our own before \(chain.file)"
+            "chained after the network \(chain.network): \(chain.file) already has an entry for Culvert, which another program wrote"
+        case .ownList?:
+            "chained after the network \(chain.network) by Culvert's own list, which sorts before \(chain.file)"
         case .dropIn?:
             "chained after the network \(chain.network) by the drop-in \(chain.network)/\(ChainFileNames.dropIn)"
         case .inPlace?: "chained after the network \(chain.network) by an entry in \(chain.file)"

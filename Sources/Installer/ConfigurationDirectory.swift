@@ -58,8 +58,8 @@ public enum ChainFileNames {
 public enum DirectoryChange: Equatable, Sendable {
     /// A file that is ours alone.
     case write(name: String, [UInt8], mode: UInt32)
-    /// Somebody else's file, which held `expected` when the change was chosen; not carried out where it holds something else
-    /// by now.
+    /// A file of another program, which contained `expected` when the change was chosen. The change is not carried out
+    /// if the file contains something else now.
     case replace(name: String, expected: [UInt8], [UInt8], mode: UInt32)
     /// A file that is ours alone.
     case remove(name: String)

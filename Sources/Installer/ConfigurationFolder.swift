@@ -116,7 +116,7 @@ public final class ConfigurationFolder {
                 chmod(folder, 0o755)
                 try FileAccess.create(folder + "/" + ChainFileNames.madeDirectory, [], mode: 0o644)
             } else if culvert_errno() != EEXIST {
-                throw InstallationFailure(folder, "cannot be made", culvert_errno())
+                throw InstallationFailure(folder, "cannot be created", culvert_errno())
             }
             try put(bytes, mode: 0o644, in: folder, as: ChainFileNames.dropIn)
             try announce()
@@ -154,9 +154,9 @@ public final class ConfigurationFolder {
         }
     }
 
-    /// Replaces a file that others write too. A plain `rename` would destroy what somebody has written since the file was
-    /// read. So the two files are exchanged, and what comes out is looked at: is it newer than what was expected, it is
-    /// put back.
+    /// Replaces a file that other programs write too. A plain `rename` would destroy what another program has written
+    /// since the file was read. So the two files are exchanged, and the one that comes out is checked. If it is newer
+    /// than expected, it is put back.
     private func replace(
         _ name: String, expected: [UInt8], _ bytes: [UInt8], mode: UInt32
     ) throws(InstallationFailure) -> Bool {
@@ -168,7 +168,7 @@ public final class ConfigurationFolder {
         let beside = temporary(in: path)
         try FileAccess.create(beside, bytes, mode: mode)
         defer { unlink(beside) }
-        /// What this program believes to be in the file's place.
+        /// What this program expects to be in the place of the file.
         var believed: [UInt8]? = expected
         var isReplaced = false
         // More than one round only while somebody writes between two system calls.

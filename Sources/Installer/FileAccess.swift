@@ -11,7 +11,7 @@ public struct InstallationFailure: Error, Equatable, CustomStringConvertible {
         let remedy =
             switch code {
             case EROFS: "; mount the directory writable"
-            case EACCES, EPERM: "; run as uid 0 (no capability is needed), or give this user the right to"
+            case EACCES, EPERM: "; run as uid 0 (no capability is needed), or give this user permission"
             case ENOSPC: "; the file system is full"
             default: ""
             }
@@ -55,7 +55,7 @@ enum FileAccess {
     /// Makes a file that was not there, with every byte on the disk.
     static func create(_ path: String, _ bytes: [UInt8], mode: UInt32) throws(InstallationFailure) {
         let file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)
-        guard file >= 0 else { throw InstallationFailure(path, "cannot be made", culvert_errno()) }
+        guard file >= 0 else { throw InstallationFailure(path, "cannot be created", culvert_errno()) }
         var code: Int32 = 0
         var done = 0
         while code == 0 && done < bytes.count {

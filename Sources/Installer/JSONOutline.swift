@@ -39,7 +39,7 @@ struct JSONOutline {
         reader.skipWhiteSpace()
         let value = try reader.value(depth: 0)
         reader.skipWhiteSpace()
-        guard reader.place == text.count else { throw reader.failure("something follows the value") }
+        guard reader.place == text.count else { throw reader.failure("there is text after the value") }
         return value
     }
 
@@ -122,7 +122,7 @@ struct JSONOutline {
         place += 1
         while true {
             switch next {
-            case nil: throw failure("a string does not end")
+            case nil: throw failure("a string has no end")
             case UInt8(ascii: "\"")?:
                 place += 1
                 // What escapes mean, and whether the bytes are UTF-8, is libjansson's to say.
@@ -139,7 +139,7 @@ struct JSONOutline {
 
     private mutating func word(_ word: StaticString) throws(Failure) {
         let bytes = Array("\(word)".utf8)
-        guard text[place...].starts(with: bytes) else { throw failure("this is no value") }
+        guard text[place...].starts(with: bytes) else { throw failure("this is not a JSON value") }
         place += bytes.count
     }
 
@@ -156,6 +156,6 @@ struct JSONOutline {
     private mutating func digits() throws(Failure) {
         let start = place
         while let byte = next, (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte) { place += 1 }
-        if place == start { throw failure("this is no value") }
+        if place == start { throw failure("this is not a JSON value") }
     }
 }

@@ -1,7 +1,7 @@
-/// What takes Culvert's plugin out of a directory of network configurations again.
+/// What takes Culvert's plugin out of a directory of network configurations.
 public enum Restore {
-    /// Our own files go; of somebody else's files only our entry goes, whoever has rewritten them since. Entries without the
-    /// installer's mark are their author's, and stay.
+    /// Files that belong to Culvert are removed. From files of others only Culvert's entry is removed, whoever has
+    /// rewritten them since. Entries without the installer's mark belong to whoever wrote them, and stay.
     public static func changes(_ content: DirectoryContent) -> [DirectoryChange] {
         let view = DirectoryView(content)
         var changes: [DirectoryChange] = []

@@ -38,7 +38,7 @@ public enum RuntimeLibrary {
     /// - Parameter programs: where its program may be; none: the usual places.
     public static func readsDropIns(programs: [String]) -> Bool {
         let versions = (programs.isEmpty ? usualPrograms : programs).compactMap { version(program: $0) }
-        // With two runtimes on a node nobody knows here which one is in use.
+        // With two runtimes on a node it is not known which one is in use.
         return !versions.isEmpty && versions.allSatisfy { ($0.major, $0.minor) >= (1, 3) }
     }
 }

@@ -31,7 +31,7 @@ public enum SharedDirectories {
     ) throws(InstallationFailure) -> String? {
         // Until the mode is set, nobody else may enter.
         if mkdir(path, 0o700) != 0 && culvert_errno() != EEXIST {
-            throw InstallationFailure(path, "cannot be made", culvert_errno())
+            throw InstallationFailure(path, "cannot be created", culvert_errno())
         }
         let file = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
         guard file >= 0 else {
@@ -39,11 +39,11 @@ public enum SharedDirectories {
         }
         defer { close(file) }
         var status = stat()
-        guard fstat(file, &status) == 0 else { throw InstallationFailure(path, "cannot be looked at", culvert_errno()) }
+        guard fstat(file, &status) == 0 else { throw InstallationFailure(path, "cannot be inspected", culvert_errno()) }
         if status.st_gid != group { _ = fchown(file, uid_t.max, group) }
         let wanted = mayBeOpen && status.st_mode & 0o7777 == openMode ? openMode : mode
         if status.st_mode & 0o7777 != wanted { _ = fchmod(file, wanted) }
-        guard fstat(file, &status) == 0 else { throw InstallationFailure(path, "cannot be looked at", culvert_errno()) }
+        guard fstat(file, &status) == 0 else { throw InstallationFailure(path, "cannot be inspected", culvert_errno()) }
         if status.st_gid == group && status.st_mode & 0o7777 == wanted { return nil }
         let bits = String(status.st_mode & 0o7777, radix: 8)
         return

@@ -24,7 +24,7 @@ public enum AtomicFile {
         _ text: String, to path: String, mode: mode_t, sync: ((_ file: Int32) -> Int32)?
     ) throws(Failure) {
         let directory = PathText.directory(of: path)
-        // Hidden, so that nobody who lists the directory takes it for one of its files.
+        // The name is hidden, so that a program that lists the directory does not take it for one of its files.
         let temporary = directory + "/." + PathText.name(of: path)
         unlink(temporary)
         let file = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)

@@ -1,6 +1,6 @@
 import CLinux
 
-/// Says when something in a directory may have changed (inotify(7)).
+/// Signals that something in a directory may have changed (inotify(7)).
 public final class DirectoryWatch: Sendable {
     private let descriptor: Int32
     private let device: UInt64

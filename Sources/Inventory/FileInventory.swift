@@ -48,7 +48,7 @@ public struct FileInventory: Sendable {
     }
 
     private func unreadable() -> Inventory {
-        var reason = "it was read a moment later"
+        var reason = "it could be read only a moment later"
         if let handle = opendir(directory) {
             closedir(handle)
         } else {
@@ -111,7 +111,7 @@ public struct FileInventory: Sendable {
             // No manifest ever was in it, and none will be.
             forget(file)
             lastGood[file] = []
-            return [InventoryProblem(file: file, message: "is not a file, and is left out: rename it")]
+            return [InventoryProblem(file: file, message: "is not a regular file and is ignored: rename or remove it")]
         }
         let signature = Signature(
             inode: UInt64(status.st_ino), size: Int64(status.st_size),
@@ -155,7 +155,7 @@ public struct FileInventory: Sendable {
         guard text.utf8.contains(where: { $0 > 0x20 }) else {
             return [
                 InventoryProblem(
-                    file: file, message: "is empty: write manifests into it, or delete it if there are to be none")
+                    file: file, message: "is empty: write manifests into it, or delete the file")
             ]
         }
         switch Manifests.parse(text, file: file) {

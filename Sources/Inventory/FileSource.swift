@@ -63,5 +63,5 @@ public actor FileSource: InventorySource {
     public nonisolated func identify(_ pod: PodReference) -> PodLookup { PodLookup(.given) }
     /// All annotations in the files are read anyway.
     public nonisolated func look(atGateways names: Set<String>, inDoubt: Set<String>) {}
-    public func status() -> JSON { .make(("source", .string("file")), ("path", .string(directory))) }
+    public func status() -> JSON { SourceField.object((.source, .string("file")), (.path, .string(directory))) }
 }

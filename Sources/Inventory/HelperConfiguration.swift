@@ -134,7 +134,8 @@ public struct HelperConfiguration: Equatable, Sendable {
                     ManifestReader.Failure(
                         field: unknown,
                         message:
-                            "is no key of this release's configuration; keys here are \(keys.joined(separator: ", "))"))
+                            "is not a key of this release's configuration; the keys here are \(keys.joined(separator: ", "))"
+                    ))
             }
         }
         mutating func string(_ reader: ManifestReader, _ key: String) -> String? {
@@ -224,7 +225,8 @@ public struct HelperConfiguration: Equatable, Sendable {
         for (key, value) in [
             ("caFile", etcdAuthorityFile), ("certFile", etcdCertificateFile), ("keyFile", etcdKeyFile),
         ] where value != nil && etcdEndpoints.isEmpty {
-            errors.add(inventory.fail(key, "goes with endpoints; with etcdConfig, that file names it"))
+            errors.add(
+                inventory.fail(key, "can only be set together with endpoints; with etcdConfig, that file contains it"))
         }
         clusterMesh = errors.string(inventory, "clusterMesh")
         clusterName = errors.string(inventory, "clusterName") ?? clusterName
@@ -280,7 +282,7 @@ public struct HelperConfiguration: Equatable, Sendable {
             errors.add(
                 mesh.fail(
                     "kiloInterop",
-                    "needs inventory.source kubernetes: what the nodes say of themselves must reach Kilo's nodes within a minute"
+                    "needs inventory.source kubernetes: Kilo's nodes must see the annotations of this node within a minute"
                 ))
         }
         planner.mesh.manageLocalRoutes = errors.bool(mesh, "manageLocalRoutes") ?? false
@@ -288,7 +290,7 @@ public struct HelperConfiguration: Equatable, Sendable {
             errors.add(
                 mesh.fail(
                     "manageLocalRoutes",
-                    "cannot be true with encapsulation.overlay \(planner.overlay.rawValue): pods of the own location are the overlay's, and a second route to them would take its packets away; set it to false, or the overlay to none"
+                    "cannot be true with encapsulation.overlay \(planner.overlay.rawValue): the overlay routes packets to the pods of the same location, and a second route would take them; set it to false, or set the overlay to none"
                 ))
         }
     }

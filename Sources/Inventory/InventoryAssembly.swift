@@ -11,7 +11,7 @@ extension Inventory {
         func isNew(_ key: String, _ file: String) -> Bool {
             if let first = seen[key] {
                 problems.append(
-                    InventoryProblem(file: file, message: "\(key) is in \(first) already, which counts"))
+                    InventoryProblem(file: file, message: "\(key) is also in \(first), which is the one that is used"))
                 return false
             }
             seen[key] = file
@@ -59,7 +59,7 @@ extension Inventory {
     }
 }
 
-/// What different objects say of one node, put together.
+/// Puts together what several objects contain about one node.
 public enum NodeMerge {
     /// - Parameters:
     ///   - published: what the node says of itself.
@@ -80,7 +80,7 @@ public enum NodeMerge {
             node.internalIPs = Manifests.unique(node.internalIPs + cilium.internalIPs)
             node.externalIPs = Manifests.unique(node.externalIPs + cilium.externalIPs)
             node.overlayAddresses = Manifests.unique(node.overlayAddresses + cilium.overlayAddresses)
-            // What Cilium's own IPAM says goes before the Node.
+            // Cilium's own IPAM takes precedence over the Node.
             if !cilium.podCIDRs.isEmpty { node.podCIDRs = Manifests.unique(cilium.podCIDRs) }
         }
         node.overlayAddresses = Manifests.unique(

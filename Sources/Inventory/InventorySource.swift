@@ -1,9 +1,9 @@
 import Jansson
 import Model
 
-/// Where nodes, pods and policies come from. A source only reads; what this node tells others is a `NodePublisher`'s.
+/// Where nodes, pods and policies come from. A source only reads. A `NodePublisher` writes.
 public protocol InventorySource: Sendable {
-    /// Says that `inventory()` may have changed. One reader.
+    /// Signals that `inventory()` may have changed. One reader.
     var changes: AsyncStream<Void> { get }
     /// The directory that is read too, and has to be watched by a thread; nil: none.
     var files: FileSource? { get }

@@ -4,9 +4,9 @@
 /// the same rules.
 enum LabelSyntax {
     static let nameRule =
-        "is not the name of a label: 63 letters, digits, -, _ and . at most, with a letter or digit at both ends, and before it a DNS name with / where it has one"
+        "is not a valid label name: at most 63 letters, digits, -, _ and ., with a letter or digit at both ends; a DNS name and / may come before it"
     static let valueRule =
-        "is not the value of a label: 63 letters, digits, -, _ and . at most, with a letter or digit at both ends, or nothing"
+        "is not a valid label value: at most 63 letters, digits, -, _ and ., with a letter or digit at both ends; or empty"
 
     static func isName(_ text: String) -> Bool {
         let parts = text.split(separator: "/", omittingEmptySubsequences: false)

@@ -84,7 +84,7 @@ public enum Manifests {
         let kind = try reader.required("kind")
         let apiVersion = try reader.required("apiVersion")
         if kind.hasSuffix("List"), let items = try reader.objects("items") {
-            guard depth < 4 else { throw reader.fail("items", "has lists in lists in lists") }
+            guard depth < 4 else { throw reader.fail("items", "has Lists that are nested too deeply") }
             for item in items { try read(item, into: &objects, depth: depth + 1) }
             return
         }

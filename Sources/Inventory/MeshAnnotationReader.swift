@@ -7,7 +7,8 @@ enum MeshAnnotationReader {
     static let prefix = "kilo.squat.ai/"
     /// The most networks that one node may name in allowed-location-ips. Each helper compares each with all others.
     static let mostNetworks = 256
-    /// The most problems that are told of one node's annotations: a quarter of a megabyte of nonsense is one mistake.
+    /// The maximum number of problems that are reported for the annotations of one node: a large malformed value is one
+    /// mistake.
     static let mostProblems = 8
 
     static func read(_ node: Node) -> (MeshAnnotations, [InventoryProblem]) {
@@ -52,7 +53,7 @@ enum MeshAnnotationReader {
             guard mesh.allowedLocationIPs.count < mostNetworks else {
                 report(
                     "allowed-location-ips",
-                    "names more than \(mostNetworks) networks; those behind \(mesh.allowedLocationIPs[mostNetworks - 1]) are left out: name larger ones"
+                    "names more than \(mostNetworks) networks; those behind \(mesh.allowedLocationIPs[mostNetworks - 1]) are left out: combine them into larger networks"
                 )
                 break
             }

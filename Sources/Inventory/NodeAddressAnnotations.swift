@@ -6,7 +6,7 @@ enum NodeAddressAnnotations {
     /// An address, with or without a prefix length; the strongest first (design.md, "Inventory").
     static let nodeAddresses = ["kilo.squat.ai/force-internal-ip", "kilo.squat.ai/internal-ip"]
     static let overlayAddresses = ["kilo.squat.ai/cilium-internal-ip", "kilo.squat.ai/cni-compatibility-ip"]
-    /// After what the CiliumNode says.
+    /// Used after the CiliumNode's value.
     static let lastOverlayAddresses = ["network.cilium.io/ipv4-cilium-host", "network.cilium.io/ipv6-cilium-host"]
     /// Networks.
     static let podCIDRs = ["network.cilium.io/ipv4-pod-cidr", "network.cilium.io/ipv6-pod-cidr"]
@@ -41,7 +41,7 @@ enum NodeAddressAnnotations {
         return problems
     }
 
-    /// As much of a stranger's text as a message needs.
+    /// The beginning of a value that a stranger wrote, short enough for a message.
     static func shown(_ text: String) -> String { text.utf8.count <= 100 ? text : text.prefix(80) + "…" }
 
     private static func isNone(_ text: String) -> Bool { text.isEmpty || text == "-" }

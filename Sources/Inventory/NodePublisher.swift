@@ -5,9 +5,9 @@ import Model
 /// The calls only hand over what is to be told. The publisher writes it at its own pace; annotations and reports are written
 /// again where that failed.
 public protocol NodePublisher: Sendable {
-    /// Replaces what the other nodes are told of this node; called whenever that changes.
+    /// Replaces what is published about this node. Called whenever it changes.
     func publish(annotations: [String: String]) async
-    /// Replaces what people are told of the policies that this node reports; called whenever that changes.
+    /// Replaces the reports of policies. Called whenever they change.
     func report(_ policies: [PolicyReport]) async
     /// Something happened that a person who looks at the object should see.
     func record(_ event: ObjectEvent) async
@@ -33,7 +33,7 @@ public struct PolicyReport: Hashable, Sendable {
         case user
         /// This node is its gateway, as far as it knows itself.
         case candidate
-        /// The policy cannot be carried out, which every node can tell.
+        /// The policy is refused, which every node can find out.
         case bystander
     }
     public let name: String
@@ -42,7 +42,7 @@ public struct PolicyReport: Hashable, Sendable {
     /// Why there is none; empty when there is one.
     public let reason: String
     public let standing: Standing
-    /// How many nodes go before this one to tell it. Nobody can know which of the nodes run a helper.
+    /// How many nodes may report it before this one. It is not known which of the nodes run a helper.
     public let rank: Int
     /// All nodes that may be its gateway, whatever node asks.
     public let candidates: [String]

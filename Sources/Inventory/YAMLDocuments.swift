@@ -161,7 +161,10 @@ private final class YAMLReader {
     private func spend(_ values: Int) throws(Problem) {
         budget -= values
         guard budget > 0 else {
-            throw Problem(message: "its aliases expand to more than \(YAMLDocuments.maximumExpansion) values a byte")
+            throw Problem(
+                message:
+                    "its aliases expand to more than \(YAMLDocuments.maximumExpansion) values for each byte of the file"
+            )
         }
     }
 

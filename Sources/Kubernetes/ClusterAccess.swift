@@ -72,7 +72,7 @@ public struct ClusterAccess: Equatable, Sendable {
         self.credential = credential
     }
 
-    /// The same, as the files say it by now: certificates are renewed in place.
+    /// The same access, with the certificates read from their files again: they are renewed in place.
     public func reloaded() throws(Failure) -> ClusterAccess {
         switch origin {
         case .given: self
@@ -83,7 +83,7 @@ public struct ClusterAccess: Equatable, Sendable {
         }
     }
 
-    /// Whom we believe and who we are by certificate.
+    /// The certificate authority of the server, and the client certificate of this program.
     var transportSecurity: TransportSecurity {
         var identity: TransportSecurity.Identity?
         if case .certificate(let chain, let key) = credential { identity = .init(chain: chain, key: key) }
@@ -109,7 +109,7 @@ public struct ClusterAccess: Equatable, Sendable {
             address = "https://\(host.contains(":") ? "[\(host)]" : host):\(port)"
         } else {
             throw Failure(
-                "KUBERNETES_SERVICE_HOST is not set: this is no pod; name a file with inventory.kubeconfig, or the server with inventory.server"
+                "KUBERNETES_SERVICE_HOST is not set, so this process does not run in a pod: set inventory.kubeconfig or inventory.server"
             )
         }
         guard access("\(directory)/token", R_OK) == 0 else {
@@ -197,7 +197,8 @@ public struct ClusterAccess: Equatable, Sendable {
             access.credential = .exec(try ExecCredentialPlugin(exec, path: path, base: base))
         } else if who["auth-provider"] != nil || who["username"] != nil {
             throw Failure(
-                "\(path): user \"\(user)\" uses a way of Kubernetes before 1.26; use a certificate, token or exec")
+                "\(path): user \"\(user)\" uses an authentication method that Kubernetes 1.26 removed; use a certificate, a token or exec"
+            )
         }
         return access
     }

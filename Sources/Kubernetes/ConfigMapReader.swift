@@ -42,7 +42,9 @@ struct ConfigMapReader: Sendable {
                 if Task.isCancelled { return }
                 if let refused = error as? APIError, refused.code == 403 {
                     await report(
-                        .nothing("\(what) may not be read; apply install/kubernetes/base/rbac.yaml: \(refused)"))
+                        .nothing(
+                            "permission to read \(what) is missing; apply install/kubernetes/base/rbac.yaml: \(refused)"
+                        ))
                 } else {
                     await report(.problem("\(what): \(error)"))
                 }

@@ -1,9 +1,9 @@
-/// How often the node that tells how many pods the policies select counts them again.
+/// How often the node that reports a policy's number of selected pods counts them.
 ///
-/// Nothing tells it of pods on other nodes: a watch of them would be sent every change of every pod. So it asks again and
-/// again, as often as that costs the API server next to nothing.
+/// Nothing notifies it of pods on other nodes: a watch of all pods would receive every change of every pod. So it
+/// counts at intervals, which are long enough to cost the API server next to nothing.
 enum CountingPace {
-    /// Nobody looks more often.
+    /// The shortest interval.
     static let shortest = Duration.seconds(15)
     static let longest = Duration.seconds(600)
     /// Of the time of one of the API server's processors that one node's counting takes: a five-hundredth at most.

@@ -28,7 +28,7 @@ struct CustomResourceDefinitions {
     /// For people: not a problem, as a cluster may use one kind of policy only.
     var notices: [String] {
         Resource.policyKinds.filter { missing.contains($0) }.map {
-            "\($0.kind): its CustomResourceDefinition is not installed; looked for every 10 s"
+            "\($0.kind): its CustomResourceDefinition is not installed; checking again every 10 s"
         }
     }
 

@@ -37,10 +37,11 @@ actor EventRecorder {
     /// - Parameter uid: of the policy that the Event is on; empty: not known, and then `kubectl describe` does not find it.
     func record(_ event: ObjectEvent, uid: String = "") {
         let record = Recorded(event: event, uid: uid, hour: Int(clock().timeIntervalSince1970 / 3600))
-        // The same again says nothing new.
+        // The same event once more is not written.
         guard recorded.insert(record) else { return }
         let (namespace, reference) = EventRecorder.reference(event.subject, uid)
-        // Many nodes may have the same to say of a policy: the name is made of it, so that one event is left.
+        // Many nodes may report the same event of a policy. The name is derived from the event, so only one object
+        // remains.
         let name = "\(reference["name"]?.string ?? "").\(String(EventRecorder.hash("\(event)\(uid)"), radix: 16))"
         let now = clock().formatted(.iso8601)
         let body = JSON.make(
@@ -54,7 +55,7 @@ actor EventRecorder {
             do { try await client.create(.events, namespace: namespace, body) } catch let error as APIError
                 where error.code == 409
             {} catch {
-                logger.warning("an event cannot be written", metadata: ["error": "\(error)"])
+                logger.warning("an Event cannot be written", metadata: ["error": "\(error)"])
                 recorded.remove(record)
             }
         }
@@ -78,7 +79,7 @@ actor EventRecorder {
                     ("uid", .string(name)))
             )
         case .policy(let name, let source):
-            // Events of what has no namespace are in this one.
+            // Events of objects without a namespace are written to this namespace.
             (
                 "default",
                 .make(

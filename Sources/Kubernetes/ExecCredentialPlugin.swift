@@ -49,13 +49,14 @@ public struct ExecCredentialPlugin: Equatable, Sendable {
         }
         try Task.checkCancellation()
         guard let (status, output) = ended else {
-            throw ClusterAccess.Failure("\(command) gave no credential within \(patience), and was ended")
+            throw ClusterAccess.Failure("\(command) printed no credential within \(patience) and was terminated")
         }
         switch status {
         case .exited(0): return try credential(output)
-        case .exited(let code): throw ClusterAccess.Failure("\(command) ended with \(code) and gave no credential")
+        case .exited(let code):
+            throw ClusterAccess.Failure("\(command) exited with code \(code) and printed no credential")
         case .signaled(let signal):
-            throw ClusterAccess.Failure("\(command) was ended by signal \(signal) and gave no credential")
+            throw ClusterAccess.Failure("\(command) was terminated by signal \(signal) and printed no credential")
         }
     }
 

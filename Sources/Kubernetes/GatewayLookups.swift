@@ -10,7 +10,7 @@ import Logging
 /// Not watched: a Node has some kilobytes, which its kubelet reports every few minutes, to each of the thousands of nodes that
 /// use it. Nobody waits for the taint but where echoes cannot be sent.
 actor GatewayLookups {
-    /// What a Node says.
+    /// What a lookup found in a Node.
     struct Found: Equatable, Sendable {
         /// Those under `culvert.dev/`.
         var annotations: [String: String] = [:]

@@ -34,7 +34,7 @@ actor InventoryOnDisk {
             try await InventoryCache.write(objects.manifests, to: path)
             savedRevision = objects.revision
         } catch {
-            logger.warning("the inventory cannot be kept on disk", metadata: ["error": "\(error)"])
+            logger.warning("the inventory cannot be saved to disk", metadata: ["error": "\(error)"])
         }
     }
 

@@ -104,7 +104,7 @@ public final class KubernetesClient: Sendable {
                         $0.isSOCKS ? .socksServer(host: $0.host, port: $0.port) : .server(host: $0.host, port: $0.port)
                     }
                 }, reload: { try access.reloaded().transportSecurity })
-        } catch { throw ClusterAccess.Failure("the certificates for \(access.server) are no PEM: \(error)") }
+        } catch { throw ClusterAccess.Failure("the certificates for \(access.server) are not valid PEM: \(error)") }
         credentials = Credentials(access)
     }
 
@@ -160,7 +160,7 @@ public final class KubernetesClient: Sendable {
         APIError(
             code: 0,
             message:
-                "\(access.server) stands still: nothing came for \(silence.quiet + silence.answer), and a request was not answered (\(what)); connecting anew",
+                "\(access.server) does not respond: no data arrived for \(silence.quiet + silence.answer), and a test request was not answered (\(what)); connecting again",
             isUnreachable: true)
     }
 
@@ -236,9 +236,11 @@ public final class KubernetesClient: Sendable {
         } catch let error as HTTPClientError {
             if error == .readTimeout { return }
             if !client.isCurrent(connection) { throw standsStill("watch of \(resource)") }
-            throw APIError(code: 0, message: "the watch of \(resource) broke off: \(error)", isUnreachable: true)
+            throw APIError(code: 0, message: "the watch of \(resource) was interrupted: \(error)", isUnreachable: true)
         }
-        guard lines.isEmpty else { throw APIError(code: 0, message: "the watch of \(resource) broke off in a line") }
+        guard lines.isEmpty else {
+            throw APIError(code: 0, message: "the watch of \(resource) ended in the middle of a line")
+        }
     }
 
     // MARK: transport
@@ -258,17 +260,18 @@ public final class KubernetesClient: Sendable {
                 guard bytes.count + part.readableBytes <= KubernetesClient.maximumAnswer else {
                     throw APIError(
                         code: 0,
-                        message: "the answer to \(method) \(path) has more than \(KubernetesClient.maximumAnswer) bytes"
+                        message:
+                            "the response to \(method) \(path) has more than \(KubernetesClient.maximumAnswer) bytes"
                     )
                 }
                 bytes += part.readableBytesView
             }
         } catch let error as HTTPClientError {
             throw APIError(
-                code: 0, message: "the answer to \(method) \(path) broke off: \(error)", isUnreachable: true)
+                code: 0, message: "the response to \(method) \(path) was cut off: \(error)", isUnreachable: true)
         }
         do { return try JSON.parse(bytes) } catch {
-            throw APIError(code: 0, message: "the answer to \(method) \(path) is not JSON: \(error.description)")
+            throw APIError(code: 0, message: "the response to \(method) \(path) is not JSON: \(error.description)")
         }
     }
 
@@ -301,7 +304,7 @@ public final class KubernetesClient: Sendable {
         {
             throw error
         } catch {
-            // Who waits for nobody's answer any more has cancelled: that says nothing of the server.
+            // A request whose caller has stopped waiting was cancelled. That shows nothing about the server.
             if Task.isCancelled { throw CancellationError() }
             presence.noteFailure()
             if !client.isCurrent(connection) { throw standsStill("\(method) \(path)") }

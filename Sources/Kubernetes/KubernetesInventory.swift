@@ -136,7 +136,8 @@ public actor KubernetesInventory: InventorySource {
     /// Cilium's agent copies a Node's labels to its CiliumNode. Where it does not, those of the Nodes are needed.
     private func readMoreOfNodesIfNeeded() {
         guard objects.lacksNodeLabels else { return }
-        logger.notice("the CiliumNodes have no labels of their Nodes: watching the metadata of all Nodes")
+        logger.notice(
+            "CiliumNode objects do not carry the labels of their Nodes: watching the metadata of all Nodes instead")
         objects.readAllNodes()
         // The server may notice the end of the old watch a little later; and all helpers find out at once.
         followAnew(.nodes, after: .milliseconds(Int64.random(in: 500...2000)))
@@ -170,7 +171,9 @@ public actor KubernetesInventory: InventorySource {
             takeAll(objects, of: resource)
         case .refused(let why):
             if refusals[resource] == nil {
-                logger.notice("not allowed to read", metadata: ["resource": "\(resource)", "error": "\(why)"])
+                logger.notice(
+                    "permission to read a resource is missing",
+                    metadata: ["resource": "\(resource)", "error": "\(why)"])
             }
             refusals[resource] = why
             problems[resource] = nil
@@ -198,7 +201,7 @@ public actor KubernetesInventory: InventorySource {
         // Anything on the way may say "not found", and so does a server that is just starting.
         if duration < CustomResourceDefinitions.missingPatience, mayExist(resource) {
             problems[resource] =
-                "\(resource): the API server says that there is no such resource; what is known of them stays for 10 s"
+                "\(resource): the API server says that there is no such resource; the objects that are known are kept for 10 s"
             return
         }
         if !resource.isOptional {
@@ -250,7 +253,7 @@ public actor KubernetesInventory: InventorySource {
 
     // MARK: telling
 
-    /// Tells who waits for changes, and who writes to the own Node.
+    /// Notifies whoever waits for changes, and the task that writes to the own Node.
     private func tell(_ effect: WatchedObjects.Effect) {
         if effect.hasOwnNode {
             readMoreOfNodesIfNeeded()
@@ -331,7 +334,7 @@ public actor KubernetesInventory: InventorySource {
         tell(objects.load(found))
         cachedAt = date
         logger.warning(
-            "the API server cannot be reached: going on from the inventory on disk",
+            "the API server cannot be reached: using the inventory that was saved to disk",
             metadata: ["written": "\(date)", "problem": "\(problemText)"])
         return true
     }
@@ -345,26 +348,26 @@ public actor KubernetesInventory: InventorySource {
 
     private var renewalProblem: String? {
         let problem = client.renewalProblem
-        return problem.isEmpty ? nil : "certificates were not read again: \(problem)"
+        return problem.isEmpty ? nil : "certificates could not be reloaded: \(problem)"
     }
 
     /// For people: not a problem, as the networks of Services may be known from elsewhere.
     private var serviceNotices: [String] {
         if let why = refusals[.serviceCIDRs] {
-            return ["ServiceCIDR: may not be read; apply install/kubernetes/base/rbac.yaml (\(why))"]
+            return ["ServiceCIDR: permission to read it is missing; apply install/kubernetes/base/rbac.yaml (\(why))"]
         }
         return definitions.missing.contains(.serviceCIDRs)
             ? ["ServiceCIDR: the API server has no such resource (Kubernetes has it since 1.33)"] : []
     }
 
     public func status() -> JSON {
-        .make(
-            ("source", .string("kubernetes")), ("server", .string(client.access.server)),
-            ("synchronized", .bool(objects.isComplete)),
-            ("fromDiskSeconds", cachedAt.map { .integer(Int64(Date().timeIntervalSince($0))) }),
-            ("podLookups", identification.status),
-            ("notices", .array((definitions.notices + serviceNotices).map { .string($0) })),
-            ("problems", .array(statusProblems.map { .string($0) })))
+        SourceField.object(
+            (.source, .string("kubernetes")), (.server, .string(client.access.server)),
+            (.synchronized, .bool(objects.isComplete)),
+            (.fromDiskSeconds, cachedAt.map { .integer(Int64(Date().timeIntervalSince($0))) }),
+            (.podLookups, identification.status),
+            (.notices, .array((definitions.notices + serviceNotices).map { .string($0) })),
+            (.problems, .array(statusProblems.map { .string($0) })))
     }
 
     private var statusProblems: [String] {

@@ -17,20 +17,20 @@ public actor KubernetesPublisher: NodePublisher {
     private let events: EventRecorder
     private let selectedPods: SelectedPods
 
-    /// What is to be told, and what was written last.
+    /// What should be published, and what was written last.
     private var wanted: [String: String] = [:]
     private var published: [String: String] = [:]
     private var wantedReports: [PolicyReport] = []
-    /// What this node has to say of each policy, and what the server has.
+    /// What this node reports of each policy, and what the server has.
     private var agreements: [String: PolicyStatusAgreement] = [:]
-    /// Policies without a gateway of which this node was the last to tell: it counts their pods.
+    /// Policies without a gateway whose status this node wrote last: this node counts their pods.
     private var toldOf: Set<String> = []
     private var ranks: ReportingRank
     /// The own Node as the watch shows it; nil: there is none, or the Nodes are not listed.
     private var ownNode: Node?
     /// Time since the own Node was last written.
     private var sincePublished: @Sendable () -> Duration = { .seconds(3600) }
-    /// Why the own Node does not say what it should.
+    /// Why the annotations of the own Node are not as they should be.
     private var problem: String?
     /// Policies whose status the server has refused to take: when each may be written again, and why it was refused.
     private var refusals: [String: Refusal] = [:]
@@ -152,7 +152,7 @@ public actor KubernetesPublisher: NodePublisher {
         guard let (name, refusal) = refused.min(by: { $0.key < $1.key }) else { return nil }
         let others = refused.count > 1 ? " (and of \(refused.count - 1) other policies)" : ""
         return
-            "the status of EgressPolicy \(name)\(others) cannot be written: \(refusal.why); apply install/kubernetes/base/rbac.yaml, or see which webhook forbids it"
+            "the status of EgressPolicy \(name)\(others) cannot be written: \(refusal.why); apply install/kubernetes/base/rbac.yaml, or check which admission webhook rejects the change"
     }
 
     // MARK: what the watches show
@@ -260,7 +260,7 @@ public actor KubernetesPublisher: NodePublisher {
             problem = nil
         } catch {
             problem = "the annotations of Node \(nodeName) cannot be written: \(error)"
-            logger.warning("publishing failed", metadata: ["error": "\(error)"])
+            logger.warning("writing to the API server failed", metadata: ["error": "\(error)"])
             backOff(.annotations, after: error)
         }
     }
@@ -346,7 +346,8 @@ public actor KubernetesPublisher: NodePublisher {
             refusals[policy].flatMap { $0.isOfRights == isOfRights ? $0 : nil }
             ?? Refusal(
                 isOfRights: isOfRights,
-                // Rights are given soon, and then many nodes may tell; what one node may not say, another one says.
+                // Missing permissions are usually granted soon, and then many nodes can report. What an admission
+                // policy forbids to one node, another node can write.
                 backoff: isOfRights ? Backoff(first: 10, ceiling: 600) : Backoff(first: 300, ceiling: 3600),
                 elapsed: clock.stopwatch())
         refusal.wait = refusal.backoff.wait()
@@ -363,7 +364,8 @@ public actor KubernetesPublisher: NodePublisher {
         if status.activeGateways.isEmpty { toldOf.insert(policy) } else { toldOf.remove(policy) }
     }
 
-    /// Whether this node counts the pods of a policy: its gateway does, and of one without the node that has told of it.
+    /// Whether this node counts the pods of a policy. The gateway of the policy does. For a policy without a gateway,
+    /// the node that wrote its status does.
     private func counts(_ report: PolicyReport) -> Bool {
         let active = agreements[report.name]?.seen?.activeGateways.min()
         return (active ?? report.activeGateways.min()) == nodeName || (active == nil && toldOf.contains(report.name))

@@ -21,7 +21,8 @@ struct PodIdentification {
         let sum = lookups[origin] ?? (0, 0)
         lookups[origin] = (sum.count + 1, sum.seconds + seconds)
         logger.debug(
-            "pod judged", metadata: ["pod": "\(pod.namespace)/\(pod.name)", "by": "\(origin)", "seconds": "\(seconds)"])
+            "pod identified",
+            metadata: ["pod": "\(pod.namespace)/\(pod.name)", "by": "\(origin)", "seconds": "\(seconds)"])
     }
 
     /// How many pods were identified in which way, and how long that took.
@@ -31,9 +32,9 @@ struct PodIdentification {
                 lookups[origin].map { sum in
                     JSON.Member(
                         origin.rawValue,
-                        .make(
-                            ("count", .integer(sum.count)),
-                            ("meanMilliseconds", .real(sum.seconds / Double(sum.count) * 1000))))
+                        PodLookupField.object(
+                            (.count, .integer(sum.count)),
+                            (.meanMilliseconds, .real(sum.seconds / Double(sum.count) * 1000))))
                 }
             })
     }
@@ -64,7 +65,7 @@ struct PodIdentification {
                     if case .success(let objects) = Manifests.read(object), case .pod(let read)? = objects.first,
                         pod.uid.isEmpty || read.hasUID(pod.uid)
                     {
-                        // The watch will say the same; before that, its word would be an older one.
+                        // The watch will deliver the same object. Until then, what it has is older than this answer.
                         inventory.take(.set(object), of: .pods)
                         return .get
                     }
@@ -76,7 +77,7 @@ struct PodIdentification {
             if inventory.knows(pod) { return .watch }
         } while ContinuousClock.now < end
         throw PodLookup.Failure(
-            "the pod \(pod.namespace)/\(pod.name) (\(pod.uid)) cannot be judged: \(problem); the kubelet tries again, and the annotation culvert.dev/egress-policy with the capability io.kubernetes.cri.pod-annotations decides without the API server where the policy's allowAnnotation (for none: egress.allowNone) has the namespace"
+            "the pod \(pod.namespace)/\(pod.name) (\(pod.uid)) cannot be identified: \(problem); the kubelet will retry. The annotation culvert.dev/egress-policy works without the API server if the plugin has the capability io.kubernetes.cri.pod-annotations and the policy's allowAnnotation (for none: egress.allowNone) lists the namespace"
         )
     }
 

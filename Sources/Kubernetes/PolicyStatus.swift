@@ -6,7 +6,7 @@ import Jansson
 struct PolicyStatus: Equatable, Sendable {
     /// Nodes that carry the policy's packets, as far as anybody has said.
     var activeGateways: Set<String> = []
-    /// Candidates that answer somebody's echoes; nil: no node with a pod of the policy has said anything yet.
+    /// Candidates that answer the echoes of some node. nil: no node with a pod of the policy has reported yet.
     var upGateways: Set<String>?
     /// For people: `1 of 2`.
     var candidates = ""
@@ -15,7 +15,7 @@ struct PolicyStatus: Equatable, Sendable {
     /// Why there is none; empty where there is one.
     var reason = ""
     var selectedPods: Int?
-    /// The spec cannot be carried out, and `reason` says why.
+    /// The policy is refused, and `reason` is the reason.
     var isRefused = false
     /// Of which generation of the spec this is; nil: not said.
     var observedGeneration: Int64?
@@ -71,7 +71,7 @@ struct PolicyStatus: Equatable, Sendable {
         ]
     }
 
-    /// What it says, whenever it came to be so.
+    /// The content of the status, without the time since when it holds.
     var withoutTimes: PolicyStatus {
         var status = self
         (status.since, status.acceptedSince, status.readySince) = ("", "", "")
@@ -111,7 +111,8 @@ struct PolicyStatusAgreement {
     /// Names that several nodes add to and take from.
     private struct Names {
         var seen: Set<String>?
-        /// Since this node's report last changed: what was there longer says nothing of what is known now.
+        /// Time since which this node's report is unchanged. A status that is older than this may not take this report
+        /// into account.
         private var gone: Set<String> = []
         private var contradicted: [String: @Sendable () -> Duration] = [:]
 
@@ -135,13 +136,13 @@ struct PolicyStatusAgreement {
         }
     }
 
-    /// For so long a node does not say again what another has contradicted.
+    /// How long a node does not repeat a statement that another node has contradicted.
     static let respite = Duration.seconds(600)
 
     private let clock: any Clock<Duration>
     private(set) var report: PolicyReport?
     private(set) var seen: PolicyStatus?
-    /// Somebody else than a helper has written what was seen: it says nothing of what other nodes know.
+    /// The status that was seen was not written by a helper, so it shows nothing of what other nodes know.
     private(set) var isForeign = false
     private var active = Names()
     private var up = Names()
@@ -157,7 +158,7 @@ struct PolicyStatusAgreement {
 
     init(clock: any Clock<Duration>) { self.clock = clock }
 
-    /// What this node knows; nil: nothing any more.
+    /// What this node knows. nil: nothing any more.
     mutating func take(_ new: PolicyReport?) {
         guard new != report else { return }
         if let before = report, let new, before.standing == .user, new.standing == .user {
@@ -207,7 +208,7 @@ struct PolicyStatusAgreement {
         hasSpoken = true
     }
 
-    /// Gateways of which this node knows that they are none.
+    /// Nodes of which this node knows that they are not gateways.
     private var isOver: Set<String> {
         guard let report else { return [] }
         let named = (active.seen ?? []).union(up.seen ?? [])
@@ -240,7 +241,8 @@ struct PolicyStatusAgreement {
         case .candidate, .bystander:
             status.activeGateways = active.wanted(adding: [], against: isOver)
             status.upGateways = up.seen == nil ? nil : up.wanted(adding: [], against: isOver)
-            // What users say goes before what a gateway thinks of itself; once it may say that it is there.
+            // What nodes with pods of the policy report takes precedence over what a gateway reports of itself. The
+            // gateway may report once that it exists.
             if status.activeGateways.isEmpty, !(isDownForUsers && hasSpoken) {
                 status.activeGateways = Set(report.activeGateways)
             }

@@ -59,7 +59,7 @@ struct ReportingRank {
         if let last = written[report.name],
             last.status == wanted || (isForeign && last.status.withoutTimes == wanted.withoutTimes)
         {
-            // Somebody has written something else since, or the server does not keep it.
+            // Another writer has changed the status since, or the server does not store it.
             wait = max(wait, .seconds(60) - last.elapsed() + elapsed())
         }
         return elapsed() >= wait ? .now : .after(wait - elapsed())

@@ -55,7 +55,7 @@ struct ResourceWatch: Sendable {
                 try await watch(&version, report)
                 // The server ends a watch when its time is over; one that ends at once is a server in trouble.
                 guard elapsed() > .seconds(1) else {
-                    throw APIError(code: 0, message: "the server ends the watch at once")
+                    throw APIError(code: 0, message: "the server ended the watch immediately")
                 }
                 backoff.reset()
                 absence.reset()
@@ -70,19 +70,19 @@ struct ResourceWatch: Sendable {
                     absence.reset()
                 }
                 if elapsed() > .seconds(2) { isListedAnew = false }
-                // Of what is thrown here, all but a line that is too long is the connection's.
+                // Every error that is thrown here is an error of the connection, except a line that is too long.
                 let failure =
                     error as? APIError
                     ?? APIError(code: 0, message: "\(error)", isUnreachable: !(error is LineReader.TooLong))
                 // The server itself has answered, also where it is not ready yet.
                 if failure.code == 429 || !failure.isOfAServerThatIsAway { absence.reset() }
                 if failure.isGone {
-                    logger.debug("the server has forgotten what came since: listing again", metadata: meta)
+                    logger.debug("the resource version is too old: listing the objects again", metadata: meta)
                     version = nil
                     missingSince = nil
-                    // Thousands of helpers may have been told so at once.
+                    // Thousands of helpers may have received this answer at the same time.
                     try? await clock.sleep(for: .milliseconds(Int64.random(in: 0...Int64(min(ceiling * 100, 1200)))))
-                    // A server that was restarted says so once of each watch: no reason to wait for longer.
+                    // A server that was restarted answers this once for each watch. That is no reason to wait longer.
                     if !isListedAnew {
                         isListedAnew = true
                         continue
@@ -108,7 +108,7 @@ struct ResourceWatch: Sendable {
                     missingBackoff.reset()
                     // While the server is away the same is said again every second or two.
                     logger.log(
-                        level: lastFailure == "\(failure)" ? .debug : .notice, "watching failed",
+                        level: lastFailure == "\(failure)" ? .debug : .notice, "a watch failed",
                         metadata: meta.merging(["error": "\(failure)"]) { a, _ in a })
                     lastFailure = "\(failure)"
                     await report(.problem("\(resource): \(failure)"))
@@ -157,13 +157,14 @@ struct ResourceWatch: Sendable {
                 case "BOOKMARK": break
                 case "ERROR":
                     throw APIError(status: object, code: Int(object["code"]?.integer ?? 500), text: "", retryAfter: nil)
-                default: throw APIError(code: 0, message: "a watch event has no known type")
+                default: throw APIError(code: 0, message: "a watch event has an unknown type")
                 }
                 if let next = object["metadata"]?["resourceVersion"]?.string { current = next }
             })
     }
 
-    /// Less what nobody here reads, so that thousands of objects take little room while they wait.
+    /// The object without the fields that this program does not read, so that thousands of waiting objects take little
+    /// memory.
     private func reduced(_ object: JSON) -> JSON {
         guard let metadata = object["metadata"]?.members else { return resource.stamp(object) }
         return resource.stamp(
@@ -171,7 +172,7 @@ struct ResourceWatch: Sendable {
                 "metadata",
                 to: .object(
                     metadata.filter {
-                        // Of a policy they say who has written its status.
+                        // In a policy, managedFields show who wrote its status.
                         ($0.key != "managedFields" || resource == .egressPolicies) && $0.key != "ownerReferences"
                     })))
     }

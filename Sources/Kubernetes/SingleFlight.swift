@@ -4,7 +4,7 @@ actor SingleFlight<Value: Sendable> {
     private var waiting: [Int: CheckedContinuation<Value, any Error>] = [:]
     private var lastWaiter = 0
     private var work: Task<Void, Never>?
-    /// Of the work that is under way: what earlier work comes to is nobody's any more.
+    /// Number of the work that is under way. Results of earlier work are discarded.
     private var generation = 0
 
     /// What the work comes to that is under way, or that begins now.

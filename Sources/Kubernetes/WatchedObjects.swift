@@ -159,7 +159,7 @@ struct WatchedObjects: Sendable {
         return Effect(hasOwnNode: hasOwnNode)
     }
 
-    /// Takes what the server says of a ConfigMap; nil: it says nothing.
+    /// Stores what the server answered about a ConfigMap. nil: it contains nothing of use.
     mutating func set(_ content: ManifestObject?, ofConfigMap name: String) -> Effect {
         knownConfigMaps.insert(name)
         switch content {

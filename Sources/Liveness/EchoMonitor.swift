@@ -4,8 +4,8 @@ import Netlink
 import Planner
 import Synchronization
 
-/// Sends echoes to this node's gateways and judges them, on a thread of its own: nothing that the helper does elsewhere, and
-/// nothing that any other helper does or fails to do, changes what it finds.
+/// Sends echoes to this node's gateways and judges the gateways by them, on a dedicated thread. So the other work of
+/// this helper, and the state of other helpers, do not affect the result.
 public final class EchoMonitor: Sendable {
     /// One session, for people.
     public struct Status: Sendable {
@@ -103,7 +103,8 @@ public final class EchoMonitor: Sendable {
             judge(now)
             send(now)
             publish(now)
-            // While there is an obstacle nothing is sent, and nobody is judged: the next plan says when it is gone.
+            // While there is an obstacle, nothing is sent and no gateway is judged. The next plan shows when the
+            // obstacle is gone.
             let nextSend = plan.obstacle.isEmpty ? sessions.values.map(\.nextSend).min() ?? .max : .max
             let deadline = sessions.values.compactMap(\.deadline).filter { $0 > now }.min() ?? .max
             wake = max(now + 1_000_000, min(nextSend, deadline, now + 1_000_000_000))

@@ -1,6 +1,7 @@
 import Planner
 
-/// One gateway as its echoes tell of it. A value without a clock: times are given, in nanoseconds of one clock.
+/// The state of one gateway as its echoes show it. A value without a clock: times are passed in, as nanoseconds of one
+/// clock.
 public struct EchoSession: Sendable {
     public private(set) var plan: LivenessPlan.Session
     public let secret: EchoPacket.Secret
@@ -25,7 +26,7 @@ public struct EchoSession: Sendable {
 
     /// Echoes whose time of sending is kept.
     static let remembered = 64
-    /// For so long a gateway of which nothing was heard is not down.
+    /// How long a gateway that was never heard from is not counted as down.
     public static let firstSilence: Int64 = 3_000_000_000
     /// For so long a gateway must be up before it takes back what it had.
     public static let steadyAfter: Int64 = 10_000_000_000
@@ -88,7 +89,8 @@ public struct EchoSession: Sendable {
         return true
     }
 
-    /// An echo has come back that never left this node: its rule or its route is not there. That says nothing of the gateway.
+    /// An echo has come back that never left this node, because its rule or its route is missing. That shows nothing
+    /// about the gateway.
     public mutating func looped(_ packet: EchoPacket, now: Int64) {
         guard isOurs(packet), !packet.isProof else { return }
         answered = packet.sequence
@@ -105,7 +107,7 @@ public struct EchoSession: Sendable {
     /// Whoever judges was late: what should have been sent may not have been, so the gateway gets one interval more.
     public mutating func wasLate(now: Int64) { grace = max(grace, now + interval) }
 
-    /// Nobody can tell any more.
+    /// The state is not known any more.
     public mutating func forget(now: Int64) {
         state = .unknown
         grace = max(grace, now + EchoSession.firstSilence)

@@ -117,7 +117,8 @@ struct EchoSockets {
     ///   CLOCK_REALTIME; 0: not known).
     mutating func receive(_ body: (EchoPacket?, UInt32, UInt8, Int64) -> Void) {
         guard receiver >= 0 else { return }
-        // No more than so many at a time: a stranger who floods the port must not keep the judge from judging.
+        // At most this many at a time: a flood of foreign packets to this port must not delay the judgement of
+        // gateways.
         for _ in 0..<64 {
             let count = culvert_echo_receive(receiver, &buffer, Int32(buffer.count))
             if count <= 0 { return }

@@ -34,7 +34,7 @@ public final class FailOver: Sendable {
     public let port: UInt32
     public let reports: AsyncStream<[Report]>
     private let report: AsyncStream<[Report]>.Continuation
-    /// Says that a gateway has come up or gone down, whether anything was switched or not. One reader.
+    /// Signals that a gateway has come up or gone down, whether a slot was switched or not. One reader.
     public let news: AsyncStream<Void>
     private let newsSignal: AsyncStream<Void>.Continuation
 
@@ -65,9 +65,9 @@ public final class FailOver: Sendable {
         }
     }
 
-    /// The echoes tell something new.
+    /// Takes new results of the echoes.
     ///
-    /// - Parameter lastHeard: when each gateway was heard of last, nanoseconds of CLOCK_MONOTONIC.
+    /// - Parameter lastHeard: when each gateway was last heard from, in nanoseconds of CLOCK_MONOTONIC.
     public func healthChanged(_ health: GatewayHealth, lastHeard: [GatewayEnd: Int64]) {
         let isNews = state.withLock {
             let isNews = $0.board.echoes.states != health.states

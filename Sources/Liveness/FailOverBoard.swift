@@ -100,7 +100,7 @@ public struct FailOverBoard: Sendable {
         places = places.filter { kept.contains($0.key) }
     }
 
-    /// A next hop as it is to be at this moment, whatever an older plan says.
+    /// A next hop as it should be at this moment, whatever an older plan contains.
     public func current(_ hop: NextHop) -> NextHop {
         guard let key = keyByID[hop.id], let slot = slots[key], let choice = choices[key] else { return hop }
         return NextHop(id: hop.id, target: slot.target(choice))

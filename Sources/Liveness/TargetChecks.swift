@@ -10,9 +10,9 @@ public final class TargetChecks: Sendable {
     private struct Shared {
         var wanted: [TargetCheck] = []
         var known: Set<EgressSpecification> = []
-        /// nil: nobody has said yet what was known before.
+        /// nil: the results of an earlier run have not been loaded yet.
         var verdicts: TargetVerdicts?
-        /// What was told last.
+        /// The results that were reported last.
         var told = TargetVerdicts()
     }
     private let shared = Mutex(Shared())
@@ -85,7 +85,7 @@ public final class TargetChecks: Sendable {
         if isNews { culvert_wakeup_signal(wakeup) }
     }
 
-    /// Asks all targets at once. One that answers is enough.
+    /// Connects to all targets at once. One answer is enough.
     private static func ask(_ checks: [TargetCheck], until: Int64) -> [(TargetCheck, Bool)] {
         let begun = checks.map { check in
             check.egress.targets.map { target in

@@ -25,9 +25,9 @@ public struct AssignedPolicy: Equatable, Sendable {
     public let interval: Int
     public let multiplier: Int
     public let standing: Standing
-    /// What its next hop is numbered by: the policy's slot and the gateways that it may use. Which of them is active may
-    /// change under one number; another set of gateways is another number, so that no pod meets a gateway of somebody else
-    /// while pods and policies change at once.
+    /// The key of the policy's next hop: the policy's slot and the gateways that it may use. The active gateway may
+    /// change under one number. Another set of gateways gets another number, so that no pod meets a gateway of another
+    /// pod while pods and policies change at the same time.
     public let slot: String
     /// The slot whatever the gateways are: an active gateway is sticky in one place.
     public let place: String

@@ -1,7 +1,7 @@
 import Jansson
 
-/// What Culvert wants of one node's kernel, as a value. The planner makes it, the datapath makes the kernel equal
-/// to it.
+/// The state that Culvert wants of one node's kernel, as a value. The planner makes it, and the reconciler makes the
+/// kernel equal to it.
 public struct HostState: Equatable, Sendable {
     public var links: [Link] = []
     public var nextHops: [NextHop] = []
@@ -13,7 +13,7 @@ public struct HostState: Equatable, Sendable {
     public var fouPorts: [FOUPort] = []
     /// nil: none of ours.
     public var wireGuard: WireGuardDevice?
-    /// nil: no table of ours at all.
+    /// nil: Culvert has no table.
     public var firewall: FirewallTable?
 
     /// The routes of one table, in order (`Route.isBefore`).
@@ -128,7 +128,8 @@ public enum Ownership {
     public static let tunnelRulePriority: UInt32 = 105
     /// Priority of rules by pod address.
     public static let podRulePriority: UInt32 = 106
-    /// The same rule once more, of lower rank: somebody who deletes the first one does not open the pod.
+    /// The same rule once more, with a lower priority: if another program deletes the first one, the pod still cannot
+    /// leave without its gateway.
     public static let secondPodRulePriority: UInt32 = 107
     /// The bit of the firewall mark that only our own firewall table sets, on what it lets into a tunnel's receiving end.
     public static let acceptedMark: UInt32 = 0x10
@@ -297,7 +298,7 @@ public struct Rule: Hashable, Sendable {
     }
     public enum Action: Hashable, Sendable {
         case lookup(UInt32)
-        /// The packet goes nowhere, and its sender is told so.
+        /// The packet is dropped, and its sender gets an ICMP error.
         case unreachable
     }
     public let priority: UInt32

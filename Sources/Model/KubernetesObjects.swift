@@ -280,7 +280,7 @@ public struct EgressPolicy: Equatable, Sendable {
 
     public var name: String
     public var source: Source
-    /// `metadata.generation`, which grows with every change of the spec; nil: the source tells none.
+    /// `metadata.generation`, which increases with every change of the spec. nil: the source does not have it.
     public var generation: Int64?
     public var selectors: [Selector] = []
     public var destinations: [IPNetwork] = []
@@ -290,10 +290,10 @@ public struct EgressPolicy: Equatable, Sendable {
     /// `spec.allowAnnotation`: pods of these namespaces may name the policy in their annotation, besides those that its own
     /// selectors match.
     public var allowAnnotation = NamespaceList()
-    /// `spec.egressGateways` was given: `spec.egressGateway` says nothing.
+    /// `spec.egressGateways` is set, so `spec.egressGateway` is ignored.
     public var hasGatewayList = false
     public var mode = Mode.activeStandby
-    /// `spec.failBack`; nil: what the mode says.
+    /// `spec.failBack`. nil: the default of the mode.
     public var failBack: Bool?
     public var locality = Locality.none
     public var healthChecks = HealthChecks()
@@ -313,7 +313,8 @@ public struct EgressPolicy: Equatable, Sendable {
     public var takesBack: Bool { failBack ?? isSpread }
     /// Why the whole policy is refused; empty when it is not.
     public var refusal = ""
-    /// The refused policy's selectors could not be read: nobody knows which pods it selects, so it keeps those that it had.
+    /// The selectors of the refused policy could not be read, so it is not known which pods it selects. It keeps those
+    /// that it had.
     public var hasUnknownSelectors = false
     /// The refused policy's destinations could not be read: pods that it selects anew are held for everything.
     public var hasUnknownDestinations = false
@@ -325,7 +326,7 @@ public struct EgressPolicy: Equatable, Sendable {
     public var sortKey: String { name + (source == .culvert ? "\u{0}0" : "\u{0}1") }
 }
 
-/// What the ConfigMap `cilium-config` says that matters here.
+/// The settings of the ConfigMap `cilium-config` that matter to Culvert.
 public struct CiliumSettings: Equatable, Sendable {
     /// Every key of `data`, as it is.
     public var data: [String: String]
@@ -408,7 +409,7 @@ public struct Inventory: Equatable, Sendable {
     /// What the Nodes say of themselves arrives at this moment. False while their source does not answer, and for what was
     /// read from the disk: then their silence says nothing.
     public var followsNodes = true
-    /// Tells an older one from a newer one of the same source.
+    /// A number by which an older inventory of the same source can be told from a newer one.
     public var revision = Revision(number: 0)
     public init() {}
 

@@ -1,4 +1,4 @@
-/// What a node knows of itself and of nobody else.
+/// What a node knows of itself.
 public struct LocalFacts: Equatable, Sendable {
     /// An interface that packets may leave by.
     public struct Interface: Equatable, Sendable {
@@ -40,9 +40,9 @@ public struct LocalFacts: Equatable, Sendable {
     }
 
     public var nodeName: String
-    /// Found on `cilium_host`; nil: not known, the inventory's word counts.
+    /// Found on `cilium_host`. nil: it is not known, and the inventory's value is used.
     public var overlayAddress: IPAddress?
-    /// The overlay address as it was last known, for as long as nobody tells a newer one.
+    /// The last known overlay address, which is used until a newer one is known.
     public var lastOverlayAddress: IPAddress?
     /// MTU of the underlay device in bytes.
     public var underlayMTU: Int
@@ -69,11 +69,11 @@ public struct LocalFacts: Equatable, Sendable {
         case none
     }
     public var wireGuard = WireGuardSupport.kernel
-    /// Nodes that have no part in the mesh, whatever the inventory says of them: Kilo would leave them out.
+    /// Nodes that are left out of the mesh, whatever the inventory contains: Kilo would leave them out.
     public var leftOutOfMesh: Set<String> = []
     /// A Kilo on this node has the mesh: nothing of it is planned here.
     public var isMeshLeftToKilo = false
-    /// This node's WireGuard key; nil: the inventory's word counts.
+    /// This node's WireGuard key. nil: the inventory's value is used.
     public var publicKey: WireGuardKey?
     /// Address on the interface that has the node address, with its prefix length.
     public var privateAddress: InterfaceAddress?

@@ -131,7 +131,7 @@ public struct MeshAnnotations: Equatable, Sendable {
     public var key: WireGuardKey?
     /// `kilo.squat.ai/force-endpoint`, `…/endpoint`; nil: worked out of the node's addresses.
     public var endpoint: Endpoint?
-    /// It is `force-endpoint`: the user's word.
+    /// The endpoint comes from `force-endpoint`, which an administrator wrote.
     public var isEndpointForced = false
     /// `kilo.squat.ai/leader`, whatever its value.
     public var wantsToBeGateway = false

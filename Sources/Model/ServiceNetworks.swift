@@ -1,5 +1,5 @@
-/// Networks that Services have their addresses in, as far as the cluster's own objects say. Where a node's kernel translates
-/// those addresses, a policy that claimed them would cut its pods off from every Service, DNS first.
+/// Networks that contain the addresses of Services, as far as objects of the cluster name them. If the kernel of a node
+/// translates those addresses, a policy that claims them would cut its pods off from every Service, including DNS.
 public struct ServiceNetworks: Equatable, Sendable {
     /// Of ServiceCIDR objects (networking.k8s.io/v1), by name.
     public var objects: [String: [IPNetwork]] = [:]

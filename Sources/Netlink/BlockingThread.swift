@@ -1,6 +1,6 @@
 import CLinux
 
-/// A thread of its own for what blocks in the kernel; Swift's cooperative threads must not.
+/// A dedicated thread for system calls that block. Swift's cooperative threads must not block.
 public enum BlockingThread {
     private final class Body {
         let run: @Sendable () -> Void

@@ -1,7 +1,7 @@
 import CLinux
 import Model
 
-/// What the kernel says has happened that is none of our own doing.
+/// Changes in the kernel that were made by others than this program.
 public enum HostEvent: Hashable, Sendable {
     /// `RTM_DELLINK`: the host side of a pod, perhaps.
     case linkDeleted(index: Int32)
@@ -89,7 +89,8 @@ public final class HostEvents {
             guard !isOurs, let header = reply.fixed(fib_rule_hdr.self) else { return nil }
             return Rule(reply, family: Int32(header.family)) == nil ? nil : .ourRules
         case RTM_NEWNETCONF:
-            // A device that is new tells of all its settings; somebody who sets forwarding, of that alone.
+            // The event of a new device contains all of its settings. The event of a changed forwarding setting
+            // contains only that setting.
             let told = reply.attributes(after: MemoryLayout<netconfmsg>.size).map { UInt32($0.type) }
             return told.contains(UInt32(NETCONFA_FORWARDING)) && !told.contains(UInt32(NETCONFA_RP_FILTER))
                 ? .facts : nil

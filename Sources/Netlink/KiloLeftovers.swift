@@ -19,10 +19,10 @@ public struct KiloLeftovers {
     /// Whether the device is there and carries something.
     public func isUp() throws -> Bool { try socket.link(named: Self.device)?.isUp ?? false }
 
-    /// Takes the way out of Kilo's hands: its device is down, which frees its port, and its routes and rules are gone. The
-    /// device stays as it is, so that Kilo may come back.
+    /// Takes routing over from Kilo: sets its device down, which frees its UDP port, and removes its routes and rules.
+    /// The device itself stays, so that Kilo can come back.
     ///
-    /// - Returns: what was done, as `ip` would have been told; empty where Kilo left nothing.
+    /// - Returns: what was done, as commands of `ip`; empty if Kilo left nothing.
     /// - Throws: what the kernel refuses.
     @discardableResult
     public func takeOver() throws -> [String] {

@@ -18,7 +18,7 @@ public struct NetlinkError: Error, Equatable, CustomStringConvertible {
         self.remedy = remedy
     }
 
-    /// The same answer, where whoever asked knows what to do about it.
+    /// The same error with a remedy, for callers that know one.
     public func with(remedy: String) -> NetlinkError {
         NetlinkError(operation: operation, code: code, kernelMessage: kernelMessage, remedy: remedy)
     }

@@ -55,7 +55,7 @@ public final class NetlinkSocket {
     deinit { mnl_socket_close(socket) }
 
     public var descriptor: Int32 { mnl_socket_get_fd(socket) }
-    /// This socket's own port, by which its own notifications are told from others'.
+    /// Port number of this socket, which tells its own notifications from those of other programs.
     public var port: UInt32 { mnl_socket_get_portid(socket) }
 
     public func join(group: UInt32) throws {

@@ -2,10 +2,10 @@ import CLinux
 import Model
 
 extension NetlinkSocket {
-    /// `ip rule show` and `ip -6 rule show`, ours, each once. (The kernel takes no filter for rules.)
+    /// `ip rule show` and `ip -6 rule show`: Culvert's rules, each once. (The kernel has no filter for rules.)
     ///
-    /// While somebody else inserts a rule, the kernel may list one twice, or leave one out, and not say so. What is listed
-    /// twice is there once; of what is left out the kernel says EEXIST when it is made again.
+    /// While another program inserts a rule, the kernel may list a rule twice, or leave one out, without an error. A
+    /// rule that is listed twice is returned once. If one is left out, the kernel answers EEXIST when it is added.
     public func ownRules() throws -> [Rule] {
         var found: Set<Rule> = []
         var rules: [Rule] = []

@@ -15,7 +15,7 @@ extension Planner {
         let uids = Dictionary(grouping: attached) { "\($0.podNamespace)/\($0.podName)" }.mapValues { $0.map(\.podUID) }
         var adopted: [Attachment] = []
         for pod in inventory.pods where pod.mayHaveAddress(on: nodeName, ended: ended) {
-            // Another pod of that name (of a StatefulSet, say) is another pod.
+            // Another pod of the same name (of a StatefulSet, for example) is a different pod.
             let isAttached = uids[pod.fullName]?.contains { pod.isMeant(byUID: $0) } ?? false
             if isAttached || pod.addresses.contains(where: addresses.contains) { continue }
             var attachment = Attachment(

@@ -34,8 +34,7 @@ enum AnnotationPermission {
 }
 
 extension Planner {
-    /// Whether an annotation decides about a pod of this namespace whatever else the pod is: then nobody has to be asked
-    /// for its labels.
+    /// Whether an annotation alone decides about a pod of this namespace. Then its labels need not be looked up.
     public static func isDecided(
         annotation: String, namespace: String, configuration: Configuration, inventory: Inventory
     ) -> Bool {

@@ -1,7 +1,7 @@
 import Model
 
-/// How often nodes send echoes to a gateway that serves many: as often as their policies say, or more seldom where the gateway
-/// asks for it.
+/// How often nodes send echoes to a gateway that serves many: as often as their policies require, or less often if the
+/// gateway asks for it.
 public enum EchoPace {
     /// Of a node: milliseconds between two echoes of one sender, which its helper publishes where it serves many.
     public static let annotation = "culvert.dev/echo-interval"

@@ -30,7 +30,7 @@ struct GatewayEgress: Equatable {
             if let why = unusable(facts.interface(facts.underlayDevice)) { return .refuses(why) }
             guard let address else {
                 return .refuses(
-                    "\(facts.underlayDevice.isEmpty ? "no device" : facts.underlayDevice), the default route's interface, has no IPv4 address"
+                    "\(facts.underlayDevice.isEmpty ? "no device" : facts.underlayDevice), the interface of the default route, has no IPv4 address"
                 )
             }
             return serve(identity, address: address, by: nil, facts: facts)

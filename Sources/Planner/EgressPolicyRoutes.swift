@@ -83,7 +83,7 @@ enum EgressPolicyRoutes {
         var ranges: [ClosedRange<UInt32>] = []
         var open: [(last: UInt64, isClaimed: Bool)] = []
         var position: UInt64 = 0
-        /// What the innermost open prefix says up to there.
+        /// The result of the innermost open prefix up to that address.
         func paint(upTo end: UInt64) {
             guard let innermost = open.last, position < end else { return }
             if innermost.isClaimed { ranges.append(UInt32(position)...UInt32(end - 1)) }

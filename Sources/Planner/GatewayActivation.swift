@@ -3,7 +3,7 @@ import Model
 /// Where each slot of an assignment points at the moment. Changes with the gateways' health, and changes nothing but what a
 /// next hop points to.
 public struct GatewayActivation: Equatable, Sendable {
-    /// What was active before, which goes on where nothing speaks against it.
+    /// What was active before. It stays active unless there is a reason against it.
     public struct Previous: Equatable, Sendable {
         /// By slot: decided already, and not decided again here. One that is no candidate any more does not count.
         public var decided: [String: GatewayChoice] = [:]

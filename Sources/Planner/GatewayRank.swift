@@ -9,7 +9,7 @@ struct GatewayRank: Comparable, Hashable, Sendable {
     let priority: Int
     let name: String
     let location: String
-    /// Kubernetes has given the node up; echoes that come back say otherwise.
+    /// Kubernetes has given the node up, and no echo has come back that shows the opposite.
     let isDoubtful: Bool
 
     init(_ node: Node, topologyLabel: String) {

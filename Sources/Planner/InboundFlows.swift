@@ -98,7 +98,7 @@ enum InboundFlows {
                 FirewallRule(
                     ping(0) + [.lookup([.destinationAddress, .sourceAddress], set: pings, negated: false)] + answer),
                 FirewallRule([.ipv4Only, udp, .update(ofLeaving, set: own, seconds: Timeout.udp)]),
-                // Somebody else's bit must not lead past the pod's own rule.
+                // This bit, if another program has set it, must not lead past the pod's own rule.
                 FirewallRule([.clearMark(Ownership.inboundMark), .notrack]),
             ])
     }

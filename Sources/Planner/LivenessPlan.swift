@@ -7,7 +7,7 @@ public struct LivenessPlan: Equatable, Sendable {
         public let end: GatewayEnd
         /// The same gateway by other names: of several Nodes with one overlay address.
         public let others: [GatewayEnd]
-        /// Whom it tells of.
+        /// The gateways whose state this session shows.
         public var ends: [GatewayEnd] { [end] + others }
         /// Names its tunnel in the mark of its echoes, 1 to 4095.
         public let number: UInt32
@@ -78,7 +78,8 @@ public struct LivenessPlan: Equatable, Sendable {
     public var source: IPAddress?
     /// Where they go: this node's own overlay address.
     public var destination: IPAddress?
-    /// Why no echo can be sent, for people; empty where it can. Nothing is down then, because nobody knows.
+    /// Why no echo can be sent, for people; empty if it can. While it cannot, no gateway counts as down, because its
+    /// state is not known.
     public var obstacle = ""
     public init() {}
 }
@@ -155,7 +156,7 @@ enum EchoRouting {
         if plan.source == nil { return "this node has no IPv4 pod network in the inventory, which echoes come from" }
         if let priority = facts.localRulePriority, priority < Ownership.echoRulePriority {
             return
-                "the rule of the local table has priority \(priority), and echoes need one before it: move it, as Cilium does: "
+                "the rule of the local table has priority \(priority), and the rules for echoes must come before it: move it, as Cilium does: "
                 + "ip rule add pref 100 lookup local && ip rule del pref \(priority) lookup local"
         }
         return ""

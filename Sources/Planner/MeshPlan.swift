@@ -21,8 +21,7 @@ public struct MeshPlan {
     var isGateway: Bool { segment.gateway.name == node.name }
     var device: String { mesh.interface }
 
-    /// A gateway on whose node nothing speaks WireGuard: what belongs to other locations is unreachable, and takes no
-    /// other way.
+    /// A gateway whose node has no WireGuard. Networks of other locations are unreachable, and take no other path.
     private var lacksWireGuard: Bool { isGateway && facts.wireGuard == .none }
 
     /// The largest packet that WireGuard can carry, bytes.
@@ -47,7 +46,7 @@ public struct MeshPlan {
             let told = MeshTopology.endpoint(of: segment.gateway, port: configuration.mesh.port).flatMap {
                 MeshPlan.address(of: $0, facts: facts)
             }
-            // Who says a public address of itself is behind no NAT; where it was seen is but one peer's view of it.
+            // A node that publishes a public address is behind no NAT. Where it was seen is only the view of one peer.
             let isBehindNAT = segment.gateway.mesh.persistentKeepalive > 0 && told?.address.isPublic != true
             return (isBehindNAT ? segment.gateway.mesh.key.flatMap { discovered[$0] } : nil) ?? told
         }
@@ -75,8 +74,8 @@ public struct MeshPlan {
         warnings += overlayWarning(inventory.cilium)
     }
 
-    /// Who makes every node a gateway of its own wants all between nodes encrypted; with an overlay, pods of the own location
-    /// are the overlay's, which takes their packets before any route is looked up.
+    /// With granularity `full`, users expect that all traffic between nodes is encrypted. With an overlay this is not
+    /// so for pods of one location: the overlay takes their packets before any route is looked up.
     private func overlayWarning(_ cilium: CiliumSettings?) -> [String] {
         guard configuration.overlay != .none, (cilium?.encryptionOverhead ?? 0) == 0 else { return [] }
         var neighbours = 0
@@ -90,7 +89,7 @@ public struct MeshPlan {
             : "use flannel's backend wireguard"
         return [
             "granularity full does not encrypt what pods here and on \(neighbours) other nodes of this location send each "
-                + "other: the overlay \(configuration.overlay.rawValue) carries that past WireGuard; \(remedy)"
+                + "other: the overlay \(configuration.overlay.rawValue) carries those packets outside WireGuard; \(remedy)"
         ]
     }
 
@@ -386,8 +385,8 @@ public struct MeshPlan {
         return [(outer, peerNetworks + destinations.map(\.network) + [IPNetwork(host: segment.wireGuardAddress)])]
     }
 
-    /// What comes from other locations for a network beside the cluster leaves with this node's address: such a network
-    /// knows no way back to another location.
+    /// Packets from other locations for a network beside the cluster leave with this node's address, because such a
+    /// network has no route to other locations.
     var locationTranslation: [FirewallRule] {
         guard isGateway, let address = node.mesh.privateAddress?.address ?? node.nodeV4, address.family == .v4,
             !segment.allowedLocationIPs.isEmpty

@@ -64,7 +64,7 @@ public struct MeshTopology: Sendable {
         }
         if !withoutKey.isEmpty {
             problems.append(
-                "no WireGuard key is known of \(MeshTopology.some(withoutKey.sorted())): they cannot be gateways")
+                "no WireGuard key is known for \(MeshTopology.some(withoutKey.sorted())): they cannot be gateways")
         }
         self.peers = deduplicated(peers.sorted { $0.name < $1.name })
         filterAllowedLocationIPs()
@@ -91,7 +91,7 @@ public struct MeshTopology: Sendable {
         a.mesh.privateAddress != nil && b.mesh.privateAddress != nil && location(of: a) == location(of: b)
     }
 
-    /// Seconds without a word after which Kilo takes a node for gone: twice its check-in period.
+    /// Kilo takes a node for gone after this many seconds without a sign of life: twice its check-in period.
     public static let kiloSilence: Int64 = 60
 
     /// By how much the time may be later than the second newest sign of life, seconds: less than a check-in period, so that a

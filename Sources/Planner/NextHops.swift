@@ -64,7 +64,7 @@ struct NextHops {
         }
         if let id = numbers[NextHops.blackholeKey] { hops.append(NextHop(id: id, target: .blackhole)) }
         if let id = numbers[uplinkKey], let uplink {
-            // Should the tunnel vanish, this address answers nobody: nothing leaks by the uplink.
+            // If the tunnel vanishes, no host answers at this address, so nothing leaves by the uplink.
             hops.append(NextHop(id: id, target: .via(TunnelLinks.nobody, device: uplink)))
         }
         for (policy, candidates, isPair) in slots {

@@ -1,6 +1,6 @@
 import Model
 
-/// What the planner says about one node.
+/// The planner's result for one node.
 public struct Plan: Equatable, Sendable {
     public var host = HostState()
     public var ids = AssignedIDs()
@@ -28,7 +28,7 @@ public struct AttachmentPlan: Equatable, Sendable {
         public let gateway: String?
         /// There are candidates, and all of them are down.
         public let isDown: Bool
-        /// Where this node knows it.
+        /// Set if this node knows it.
         public let egressAddress: IPAddress?
     }
     public let attachment: Attachment
@@ -232,8 +232,8 @@ public enum Planner {
         let unwatched = EchoRouting.unwatched(used, hops: hops, nodeName: facts.nodeName)
         if let first = unwatched.first {
             plan.warnings.append(
-                "nobody knows whether gateway \(first)\(unwatched.count == 1 ? "" : " (and \(unwatched.count - 1) more)") is "
-                    + "alive: there are more next hops than echoes can be told apart by (\(Ownership.mostEchoSessions)); "
+                "it is not known whether gateway \(first)\(unwatched.count == 1 ? "" : " (and \(unwatched.count - 1) more)") is "
+                    + "alive: there are more next hops than echo sessions (the maximum is \(Ownership.mostEchoSessions)); "
                     + "mode: active-standby needs fewer than spread")
         }
         plan.liveness.slots = hops.slots.values.sorted { $0.id < $1.id }
@@ -276,7 +276,7 @@ public enum Planner {
         plan.translations = SourceTranslation.translations(
             tunnels: tunnels, serving: service.served, mesh: mesh != nil)
 
-        // What people are told.
+        // Warnings for people.
         let outcome = PlanOutcome(
             overlay: configuration.overlay, facts: facts, inventory: inventory, catalogue: catalogue,
             activation: activation, service: service)
@@ -365,19 +365,21 @@ public enum Planner {
             nodes: MeshPlan.partakers(inventory.nodes, facts: facts), peers: inventory.peers)
         let mesh = MeshPlan(configuration: configuration, facts: facts, inventory: inventory, topology: topology)
         warnings += topology.problems.map { "mesh: \($0)" } + (mesh?.warnings ?? []).map { "mesh: \($0)" }
-        if mesh == nil { warnings.append("mesh: no gateway is known for \(facts.nodeName), so it is in no mesh") }
+        if mesh == nil {
+            warnings.append("mesh: no gateway is known for \(facts.nodeName), so it is not part of a mesh")
+        }
         return mesh
     }
 }
 
 extension Planner {
-    /// For containers that nobody told anything of.
+    /// For containers of which neither identity nor labels are known.
     public static let labelsRemedy =
-        "give labels by CNI_ARGS (CULVERT_LABELS), which whoever calls the plugins must pass on, or by args.cni.labels"
+        "set labels with CULVERT_LABELS in CNI_ARGS, if the caller of the plugins passes it on, or with args.cni.labels"
 }
 
 extension Attachment {
-    /// Nothing was told of it that a policy could select it by, or that it chose by itself.
+    /// The container has neither an identity nor labels that a policy could select, and has not chosen a policy itself.
     public var isUnknown: Bool {
         !adopted && (podNamespace.isEmpty || podName.isEmpty) && labels.isEmpty && annotations.isEmpty
     }

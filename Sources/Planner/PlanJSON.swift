@@ -25,7 +25,7 @@ public enum PlanJSON {
             ),
             ("nftables", .array(plan.host.firewall.map(NFTablesJSON.render) ?? [])),
             ("wireguard", .array(plan.host.wireGuard.map { [wireGuard($0)] } ?? [])),
-            ("attachments", .array(plan.attachments.map(attachment))),
+            (PlanField.attachments.rawValue, .array(plan.attachments.map(attachment))),
             ("policies", .array(plan.policies.map(policy))),
             ("warnings", .array(plan.warnings.map { .string($0) })))
     }
@@ -201,38 +201,38 @@ public enum PlanJSON {
 
     public static func attachment(_ entry: AttachmentPlan) -> JSON {
         let attachment = entry.attachment
-        return .make(
-            ("containerID", .string(attachment.containerID)), ("ifname", .string(attachment.interfaceName)),
-            ("namespace", .string(attachment.podNamespace)), ("name", .string(attachment.podName)),
-            ("uid", .string(attachment.podUID)),
-            ("addresses", .array(attachment.addresses.map { .string("\($0.address)") })),
+        return AttachmentField.object(
+            (.containerID, .string(attachment.containerID)), (.ifname, .string(attachment.interfaceName)),
+            (.namespace, .string(attachment.podNamespace)), (.name, .string(attachment.podName)),
+            (.uid, .string(attachment.podUID)),
+            (.addresses, .array(attachment.addresses.map { .string("\($0.address)") })),
             (
-                "policies",
+                .policies,
                 .array(
                     entry.policies.map {
-                        .make(
-                            ("name", .string($0.name)), ("gateway", $0.gateway.map { .string($0) } ?? .null),
-                            ("egressAddress", $0.egressAddress.map { .string("\($0)") } ?? .null))
+                        AttachmentPolicyField.object(
+                            (.name, .string($0.name)), (.gateway, $0.gateway.map { .string($0) } ?? .null),
+                            (.egressAddress, $0.egressAddress.map { .string("\($0)") } ?? .null))
                     })
             ),
-            ("table", entry.table.map { .integer(Int64($0)) } ?? .null),
-            ("mtu", entry.mtu.map { .integer(Int64($0)) } ?? .null), ("adopted", .bool(attachment.adopted)),
-            ("adoption", entry.adoption.map { .string($0.key) }),
-            ("adoptionReason", entry.adoption.map { .string($0.text) }),
-            ("refused", entry.refusal.isEmpty ? nil : .string(entry.refusal)),
-            ("held", entry.isHeld ? .bool(true) : nil),
-            ("holds", entry.holds.isEmpty ? nil : .array(entry.holds.map { .string($0) })),
-            ("uncovered", entry.uncovered.isEmpty ? nil : .array(entry.uncovered.map { .string("\($0)") })))
+            (.table, entry.table.map { .integer(Int64($0)) } ?? .null),
+            (.mtu, entry.mtu.map { .integer(Int64($0)) } ?? .null), (.adopted, .bool(attachment.adopted)),
+            (.adoption, entry.adoption.map { .string($0.key) }),
+            (.adoptionReason, entry.adoption.map { .string($0.text) }),
+            (.refused, entry.refusal.isEmpty ? nil : .string(entry.refusal)),
+            (.held, entry.isHeld ? .bool(true) : nil),
+            (.holds, entry.holds.isEmpty ? nil : .array(entry.holds.map { .string($0) })),
+            (.uncovered, entry.uncovered.isEmpty ? nil : .array(entry.uncovered.map { .string("\($0)") })))
     }
 
     public static func policy(_ policy: PolicyPlan) -> JSON {
-        .make(
-            ("name", .string(policy.name)), ("kind", .string(policy.source.rawValue)),
-            ("gateway", policy.gateway.map { .string($0) } ?? .null),
-            ("candidates", .array(policy.candidates.map { .string($0) })),
-            ("isLocalGateway", .bool(policy.isLocalGateway)),
-            ("egressAddress", policy.egressAddress.map { .string("\($0)") } ?? .null),
-            ("destinationCIDRs", .array(policy.destinations.map { .string("\($0)") })),
-            ("attachments", .integer(Int64(policy.attachments))), ("problem", .string(policy.problem)))
+        PolicyField.object(
+            (.name, .string(policy.name)), (.kind, .string(policy.source.rawValue)),
+            (.gateway, policy.gateway.map { .string($0) } ?? .null),
+            (.candidates, .array(policy.candidates.map { .string($0) })),
+            (.isLocalGateway, .bool(policy.isLocalGateway)),
+            (.egressAddress, policy.egressAddress.map { .string("\($0)") } ?? .null),
+            (.destinationCIDRs, .array(policy.destinations.map { .string("\($0)") })),
+            (.attachments, .integer(Int64(policy.attachments))), (.problem, .string(policy.problem)))
     }
 }

@@ -2,13 +2,13 @@ import Model
 
 /// What would break the routing of pods, or is not as it should be, for people.
 enum PlanWarnings {
-    /// Gateways that are noticed to be dead later than their policies say.
+    /// Gateways whose failure is noticed later than their policies ask for.
     static func ofPace(_ sessions: [LivenessPlan.Session]) -> [String] {
         var seen: Set<String> = []
         return sessions.compactMap { session in
             guard let asked = session.asked, seen.insert(session.end.node).inserted else { return nil }
             return
-                "gateway \(session.end.node) serves many nodes and asks for an echo every \(asked) ms: that it is dead is "
+                "gateway \(session.end.node) serves many nodes and asks for an echo every \(asked) ms: its failure is "
                 + "noticed after \(asked * session.multiplier) ms"
         }
     }
@@ -53,7 +53,7 @@ enum PlanWarnings {
                     ? "Cilium's own egress gateway is on: both it and Culvert act on CiliumEgressGatewayPolicy objects, and "
                         + "Cilium's eBPF programs come first; switch one off (egressGateway.enabled=false in Cilium, or "
                         + "egress.honorCiliumPolicies: false here)"
-                    : "Cilium's own egress gateway is on: of a pod that a CiliumEgressGatewayPolicy selects too, Cilium takes "
+                    : "Cilium's own egress gateway is on: where a CiliumEgressGatewayPolicy selects a pod too, Cilium takes "
                         + "the packets to that policy's destinations before any route is looked up")
         }
         if let skipped = inventory.cilium?.skipsRouteLookup {
@@ -72,7 +72,7 @@ enum PlanWarnings {
             warnings.append(
                 "connections from outside to pods with a policy (node ports, host ports, routed pod addresses) are answered by "
                     + "the gateway where Cilium does not handle them itself: its BPF host routing hides the answers from "
-                    + "Culvert (bpf.hostLegacyRouting=true shows them)")
+                    + "Culvert (set bpf.hostLegacyRouting=true to show them)")
         }
         if facts.hasStrictUplink {
             let device = facts.underlayDevice
@@ -98,7 +98,7 @@ enum PlanWarnings {
                 seesReplies
                     ? nil
                     : "nftables: chain \(drop.chain) of table \(drop.table) drops what connection tracking calls invalid, and "
-                        + "with it TCP of pods with a policy (let it accept the pods' addresses before)"
+                        + "with it the TCP packets of pods with a policy (add a rule before it that accepts the pods' addresses)"
             }
         }
     }
@@ -132,7 +132,7 @@ enum PlanWarnings {
         IPNetwork($0)
     }
 
-    /// A policy that claims everything claims the Services too, where nobody says which networks are theirs.
+    /// A policy that claims everything also claims the Services, if no object names their networks.
     static func ofServices(catalogue: PolicyCatalogue, configuration: Configuration, inventory: Inventory) -> [String] {
         if KeptNetworks.knowsServices(configuration, inventory) { return [] }
         let claiming = catalogue.entries.filter { entry in
@@ -142,8 +142,8 @@ enum PlanWarnings {
         let more = claiming.count > 1 ? " (and \(claiming.count - 1) more)" : ""
         return [
             "policy \(first.policy.name)\(more) claims private addresses, and the networks of the cluster's Services are not "
-                + "known: where this node's kernel translates Services (kube-proxy), its pods may reach none of them, DNS "
-                + "first; name the networks in cluster.serviceCIDRs"
+                + "known: where the kernel of this node translates Services (kube-proxy), the policy's pods may reach no Service, "
+                + "and DNS fails; list the networks in cluster.serviceCIDRs"
         ]
     }
 

@@ -126,7 +126,7 @@ public struct PolicyAssignment: Equatable, Sendable {
                 : entry.flatMap {
                     AnnotationPermission.refusal(
                         of: $0.policy, namespace: attachment.podNamespace,
-                        // Of a policy that is not to be had on this node at all, the pod is told just that.
+                        // If a policy cannot be used on this node at all, the pod gets exactly this reason.
                         isSelected: selects($0.policy, subject, onAnyNode: !$0.couldSelectHere))
                 }
             if let reason { return notPermitted(reason, subject, named: entry) }

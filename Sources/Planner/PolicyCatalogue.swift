@@ -107,7 +107,7 @@ struct PolicyCatalogue: Sendable {
             standing: .held(reason))
     }
 
-    /// For a pod that names a policy that nobody knows: everything is held.
+    /// For a pod that names a policy that does not exist: everything is held.
     static func unknown(_ name: String, _ reason: String) -> AssignedPolicy {
         AssignedPolicy(
             source: .culvert, name: name, destinations: [.everythingV4, .everythingV6], standing: .held(reason))

@@ -130,8 +130,8 @@ struct PolicyTables {
         return routes
     }
 
-    /// Two rules for each address of a pod: somebody who deletes the first does not open the pod. Before them one for answers to
-    /// what came in from outside.
+    /// Two rules for each address of a pod: if another program deletes the first, the second still holds. Before them
+    /// is a rule for answers to connections from outside.
     var rules: [Rule] {
         (tables.isEmpty ? [] : [InboundFlows.rule])
             + tables.flatMap { table in

@@ -5,15 +5,16 @@ import Model
 /// An identity with targets is served when one of them has answered, until none has answered three times in a row. One that
 /// never was asked is not served: not known is never nothing.
 public struct TargetVerdicts: Equatable, Sendable {
-    /// Those that are served; nil: nobody asks here, and all are (`culvertctl plan` on a desk).
+    /// Egress identities that are served. nil: targets are not checked here, and all are served (`culvertctl plan`
+    /// without a helper).
     public private(set) var answering: Set<EgressSpecification>?
     /// How often in a row none of an identity's targets has answered, as long as that matters: up to three.
     private var missed: [EgressSpecification: Int] = [:]
     private static let misses = 3
 
-    /// Nobody asks.
+    /// Targets are not checked.
     public init() {}
-    /// - Parameter answering: those that were served when somebody asked last.
+    /// - Parameter answering: identities whose targets answered at the last check.
     public init(answering: Set<EgressSpecification>) { self.answering = answering }
 
     /// One identity's targets were asked.
@@ -33,7 +34,7 @@ public struct TargetVerdicts: Equatable, Sendable {
         missed = missed.filter { known.contains($0.key) }
     }
 
-    /// What this node does not serve of what it was asked about, with the reason.
+    /// The identities, of those that were asked for, that this node does not serve, with the reason.
     public var silent: [EgressSpecification: String] {
         Dictionary(
             uniqueKeysWithValues: missed.filter { $0.value >= TargetVerdicts.misses }.map {
@@ -41,7 +42,7 @@ public struct TargetVerdicts: Equatable, Sendable {
             })
     }
 
-    /// Nobody can say yet whether the targets of an identity that is not served answer.
+    /// It is not known yet whether the targets of an identity answer that is not served.
     func isPending(_ egress: EgressSpecification) -> Bool {
         self[egress] != nil && (missed[egress] ?? 0) < TargetVerdicts.misses
     }

@@ -1,6 +1,6 @@
 import Model
 
-/// What a gateway lets into its tunnels: the input hook of the table `inet culvert`.
+/// Which packets a gateway accepts from its tunnels: the input hook of the table `inet culvert`.
 enum TunnelFilter {
     /// Beginning of the names of the overlay's devices, by which packets for this node's overlay address arrive; nil:
     /// there is no overlay.

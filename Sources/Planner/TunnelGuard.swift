@@ -1,7 +1,8 @@
 import Model
 
-/// What comes out of a tunnel goes somewhere only if our own firewall table has let it in, which a mark tells. Without that
-/// table (somebody has deleted it, or it is not there yet) nothing is translated, and so nothing must leave.
+/// A packet that comes out of a tunnel is routed on only if Culvert's firewall table has accepted and marked it.
+/// Without that table (another program has deleted it, or it does not exist yet) nothing would be translated, so
+/// nothing may leave.
 enum TunnelGuard {
     private static var mask: UInt32 { Ownership.acceptedMark }
 

@@ -36,7 +36,7 @@ struct TunnelLinks {
     private(set) var numbers: AssignedIDs.Numbers
     private let overlayMTU: Int
 
-    /// An address on the uplink that nobody has.
+    /// An address on the uplink that no host has.
     static let nobody = IPAddress(v4: 0xA9FE_2F02)
 
     /// - Parameters:

@@ -38,7 +38,7 @@ extension Plugin {
         }
         switch response {
         case .done(let routes): return CNIResult.adding(routes, to: previous, version: configuration.version)
-        // A helper that answers is there: what it refuses is refused, even where it says "try again later".
+        // A helper that answers can be reached. So what it refuses is refused, even with the error "try again later".
         case .failed(let error): throw error
         }
     }

@@ -25,7 +25,7 @@ extension Plugin {
         } catch {
             guard isHelperUnavailable(error) else { throw error }
             try recordDeletion(request, socket: configuration.socket)
-            log("\(error.message); the DEL is recorded, and culvertd will find it")
+            log("\(error.message); the DEL is recorded for culvertd to process later")
         }
     }
 
@@ -43,6 +43,8 @@ extension Plugin {
         guard result < 0, result != -ENOENT else { return }
         throw CNIError(
             .ioFailure, "the DEL cannot be recorded in \(directory): \(String(cString: strerror(-result)))",
-            details: "culvertd is not running; start it, or see that \(directory) is a directory with room in it")
+            details:
+                "culvertd is not running; start it, or make sure that \(directory) is a directory and its file system has free space"
+        )
     }
 }

@@ -2,7 +2,7 @@ import Firewall
 import Model
 import Netlink
 
-/// What this node's kernel has of ours, in the terms of what is wanted.
+/// What this node's kernel has of Culvert's objects, in the same terms as the plan.
 struct Observed {
     var host = HostState()
     /// Links that are there, but down or with other settings.

@@ -47,7 +47,7 @@ public final class Reconciler {
     /// For reading facts over the same socket.
     public var socket: NetlinkSocket { route }
 
-    /// Somebody who decides has set these groups to something else.
+    /// Fail-over has set these groups to other members than the plan.
     public func groupsMoved(_ hops: [NextHop]) {
         guard applied != nil else { return }
         let moved = Dictionary(hops.map { ($0.id, $0) }, uniquingKeysWith: { _, last in last })
@@ -76,7 +76,7 @@ public final class Reconciler {
             let parts = looking.withDependents
             let outcome = makeEqual(parts.isEmpty ? applied : try look(at: parts, since: applied, wanted), wanted)
             if outcome.isComplete || parts == .all { return outcome }
-            // Somebody may have changed something else under us: look at everything, and try once more.
+            // Another program may have changed something at the same time: read everything and try once more.
         }
         return makeEqual(try look(at: .all, since: Observed(), wanted), wanted)
     }
@@ -111,7 +111,7 @@ public final class Reconciler {
         try route.link(named: Ownership.mainTunnel)?.tunnel?.localAddress
     }
 
-    /// Takes away the rules of these addresses, and nothing else: for pods that are gone while nobody knows what is wanted.
+    /// Removes the rules of these addresses and nothing else: for pods that are gone while the plan is not known.
     public func deletePodRules(of addresses: Set<IPAddress>) throws {
         let rules = try route.ownRules().filter { rule in
             rule.source.map { $0.isHost && addresses.contains($0.address) } ?? false
@@ -389,7 +389,7 @@ public final class Reconciler {
                     failures[place] = NetlinkError(
                         operation: "ip nexthop add id \(hop.id)", code: EEXIST,
                         kernelMessage:
-                            "this id belongs to somebody else; remove that next hop, or stop what makes it")
+                            "another program uses this id; remove that next hop, or stop the program that creates it")
                     continue
                 }
                 send(place, NextHopRequest.set(hop, indexes: context.indexes, replace: before != nil))
@@ -432,13 +432,13 @@ public final class Reconciler {
                 if error.code == EEXIST, case .addRoute(let taken) = steps[owners[index]].action {
                     error = error.with(
                         remedy:
-                            "another program's route to it is there (ip route show \(taken.destination) table \(taken.table)): remove it, or stop what makes it"
+                            "another program has a route to this destination (ip route show \(taken.destination) table \(taken.table)): remove it, or stop the program that creates it"
                     )
                 }
                 failures[owners[index]] = error
             }
         } catch {
-            // The socket itself failed: nobody knows which were done.
+            // The socket failed, so it is not known which steps were done.
             for owner in owners { failures[owner] = error }
         }
         return failures

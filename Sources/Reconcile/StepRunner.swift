@@ -50,7 +50,7 @@ struct StepOutcome {
     fileprivate mutating func fail(_ step: Step, _ error: any Error) {
         failures.append(Failure(step: step, error: error))
         missing.formUnion(step.provides)
-        // Somebody else's route is in the place of ours: no rule may lead there.
+        // A route of another program is in the place of ours, so no rule may lead there.
         if (error as? NetlinkError)?.code == EEXIST, case .addRoute(let route) = step.action {
             missing.insert(.holds(table: route.table))
         }

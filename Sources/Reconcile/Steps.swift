@@ -59,7 +59,8 @@ enum Requirement: Hashable {
 struct Steps {
     /// In this order.
     enum Phase: Int, Comparable {
-        /// Before a tunnel exists: what comes out of it goes nowhere until our firewall says so.
+        /// The rules that guard a tunnel are added before the tunnel: what comes out of it goes nowhere until Culvert's
+        /// firewall accepts it.
         case fillGuardTable
         case guardTunnels
         case makeRoomForPorts

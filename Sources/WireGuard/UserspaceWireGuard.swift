@@ -33,7 +33,7 @@ public final class UserspaceWireGuard: WireGuardControl {
         _ = try exchange(name, UserspaceProtocol.request(change))
     }
 
-    /// Takes all peers away: the program runs on, and nobody uses it.
+    /// Removes all peers. The program goes on running, without use.
     public func removeAllPeers(_ name: String) throws {
         _ = try exchange(name, "set=1\nreplace_peers=true\n\n")
     }
@@ -60,7 +60,7 @@ public final class UserspaceWireGuard: WireGuardControl {
             let count = bytes[sent...].withUnsafeBytes {
                 send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
             }
-            guard count > 0 else { throw failure("does not take the request", culvert_errno()) }
+            guard count > 0 else { throw failure("does not accept the request", culvert_errno()) }
             sent += count
         }
         var answer: [UInt8] = []
@@ -68,9 +68,9 @@ public final class UserspaceWireGuard: WireGuardControl {
         while !answer.suffix(2).elementsEqual([10, 10]) {
             let count = recv(descriptor, &buffer, buffer.count, 0)
             guard count > 0 else { throw failure("does not answer", count == 0 ? EPIPE : culvert_errno()) }
-            guard ContinuousClock.now < end else { throw failure("does not end its answer", ETIMEDOUT) }
+            guard ContinuousClock.now < end else { throw failure("sends an answer without an end", ETIMEDOUT) }
             answer += buffer[..<count]
-            guard answer.count < 64 * 1024 * 1024 else { throw failure("does not end its answer", EMSGSIZE) }
+            guard answer.count < 64 * 1024 * 1024 else { throw failure("sends an answer without an end", EMSGSIZE) }
         }
         let lines = UserspaceProtocol.lines(String(decoding: answer, as: UTF8.self))
         let code = lines.last { $0.key == "errno" }.flatMap { Int32($0.value) } ?? EPROTO

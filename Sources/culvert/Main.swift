@@ -81,17 +81,20 @@ struct Main {
         """
         culvert \(CulvertRelease.version): CNI plugin that routes pods through egress gateways.
 
-        A container runtime runs it, as the CNI specification 1.1 says: CNI_COMMAND (ADD, DEL, CHECK, GC,
-        STATUS, VERSION) and the other CNI_ variables in the environment, the configuration on stdin, the
-        result on stdout, log lines on stderr. It is chained after Cilium (or another plugin that assigns
-        addresses) and asks culvertd, the helper on the same node, to do the work.
+        A container runtime runs this program, as the CNI specification 1.1 describes: CNI_COMMAND (ADD, DEL,
+        CHECK, GC, STATUS or VERSION) and the other CNI_ variables are in the environment, the configuration is
+        on stdin, the result is on stdout, and log lines are on stderr. The plugin is chained after Cilium (or
+        another plugin that assigns addresses). It asks culvertd, the helper on the same node, to do the work.
 
         Keys of its configuration, all optional:
           socket                 path of the helper's socket (default \(NetworkConfiguration.defaultSocket))
           timeoutSeconds         how long one call may take, 1 to 300 (default \(NetworkConfiguration.defaultTimeoutSeconds))
           whenHelperUnavailable  "refuse" (default): the pod waits; "allow": it starts without Culvert
-          defaultPolicy          policy of pods that no policy selects
-          capabilities           {"io.kubernetes.cri.pod-annotations": true} hands pod annotations over
+          defaultPolicy          name of the policy of pods that no policy selects
+          capabilities           {"io.kubernetes.cri.pod-annotations": true} passes pod annotations to the plugin
+
+        Example, an entry of a .conflist:
+          {"type": "culvert", "capabilities": {"io.kubernetes.cri.pod-annotations": true}}
 
         Options: --help, --version
 

@@ -5,7 +5,8 @@ import Glibc
 import Logging
 import Model
 
-/// A group of its own for `api.sock`: whose members may look, and not write in the run directory as the helper's group may.
+/// A separate group for `api.sock`. Its members may read the API. Unlike members of the helper's group, they may not
+/// write to the run directory.
 struct APIGroup: Sendable {
     let name: String
     let id: gid_t
@@ -25,7 +26,7 @@ struct APIGroup: Sendable {
         let count = max(0, Int(getgroups(Int32(groups.count), &groups)))
         guard geteuid() == 0 || getegid() == id || groups.prefix(count).contains(id) else {
             throw ValidationError(
-                "this process is not in the group \(text), and cannot give it api.sock: make the helper's user a member (usermod -aG \(text) culvert), or in Kubernetes name the group in supplementalGroups"
+                "this process is not in the group \(text), so it cannot give api.sock to that group: make the helper's user a member (usermod -aG \(text) culvert), or in Kubernetes name the group in supplementalGroups"
             )
         }
     }
@@ -35,14 +36,14 @@ struct APIGroup: Sendable {
         guard chown(socket, uid_t.max, id) == 0, chmod(socket, 0o660) == 0 else {
             let reason = String(cString: strerror(culvert_errno()))
             return logger.error(
-                "api.sock cannot be given its group: only the helper's user may open it (under systemd, a drop-in of culvertd.service must allow it: SystemCallFilter=chown fchownat)",
+                "the group of api.sock cannot be set: only the helper's user can open the socket (under systemd, a drop-in of culvertd.service must allow it: SystemCallFilter=chown fchownat)",
                 metadata: ["group": "\(name)", "error": "\(reason)"])
         }
         let directory = PathText.directory(of: socket)
         var status = stat()
         if stat(directory, &status) == 0, status.st_gid != id, status.st_mode & 0o001 == 0 {
             logger.warning(
-                "the group of api.sock cannot reach it: nobody else may search the run directory (chmod o+x)",
+                "the members of the group of api.sock cannot reach the socket: others have no search permission on the run directory (chmod o+x)",
                 metadata: ["group": "\(name)", "directory": "\(directory)"])
         }
     }

@@ -8,12 +8,15 @@ import Model
 struct CheckConfig: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "check-config",
-        abstract: "Say everything that is wrong with a configuration file. Exit code 1 when something is.",
+        abstract: "Check a configuration file and print every error in it.",
         discussion: """
-            Example: culvertd check-config --config new.yaml && cp new.yaml /etc/culvert/culvertd.yaml
+            Prints one line per error on stderr and exits with 1, or prints "valid" and exits with 0.
+
+            Example:
+              culvertd check-config --config new.yaml
             """)
 
-    @Option(help: "Configuration file.") var config = "/etc/culvert/culvertd.yaml"
+    @Option(help: "Configuration file to check.") var config = "/etc/culvert/culvertd.yaml"
 
     func run() throws {
         guard let data = FileManager.default.contents(atPath: config) else {

@@ -19,31 +19,31 @@ struct RuntimeDirectories: ParsableArguments {
 
 struct Install: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Put the plugin onto this node and into the chain of a network, and keep it there.",
+        abstract: "Add the plugin to this node and to the plugin chain of a network.",
         discussion: """
             Copies the plugin into the runtime's plugin directory, makes the helper's directories, and chains the plugin \
-            by the first of these that the node allows: an entry that Cilium writes itself; a list of our own before the \
-            network's file; a drop-in (libcni 1.3); an entry in the network's file. Then it keeps watch until SIGTERM; \
-            with --once it ends as soon as the plugin is chained. It runs as uid 0 with the helper's group and needs no \
-            capability.
+            by the first of these methods that the node allows: an entry that Cilium writes itself; Culvert's own list, \
+            which sorts before the network's file (own-list); a drop-in file, which needs libcni 1.3 or later (drop-in); \
+            an entry in the network's file (in-place). Then it watches the directory until SIGTERM. With --once it ends as \
+            soon as the plugin is chained. It runs as uid 0 with the helper's group and needs no capability.
 
             Examples:
-              culvertd install --chain-after cilium    (keeps watch)
+              culvertd install --chain-after cilium    # watches until SIGTERM
               culvertd install --once --chain-by in-place
             """)
 
     @OptionGroup var directories: RuntimeDirectories
-    @Option(help: "Chain after this network. (default: the network whose file the runtime takes first)")
+    @Option(help: "Name of the network to chain after. (default: the network whose file the runtime uses first)")
     var chainAfter: String?
-    @Option(help: "own-list, drop-in or in-place. (default: the first one that the node allows)")
+    @Option(help: "Method: own-list, drop-in or in-place. (default: the first one that the node allows)")
     var chainBy: ChainMethod?
-    @Flag(help: "End when the plugin is chained, instead of keeping watch.") var once = false
-    @Option(help: "The plugin's program. (default: culvert, beside this program)") var plugin: String?
-    @Option(help: "Directory of the helper's sockets.") var runDir = "/run/culvert"
-    @Option(help: "Directory of what outlives a reboot.") var stateDir = "/var/lib/culvert"
+    @Flag(help: "End when the plugin is chained, instead of watching the directory.") var once = false
+    @Option(help: "File of the plugin. (default: culvert, in the directory of this program)") var plugin: String?
+    @Option(help: "Run directory of the helper.") var runDir = "/run/culvert"
+    @Option(help: "Directory of the helper's files that outlive a reboot.") var stateDir = "/var/lib/culvert"
     @Option(
         help:
-            "The helper's group, by name or number. (default: the group that this program runs as; for root's, culvert, where that exists)"
+            "Group of the helper, by name or number. (default: the group that this program runs as; if that is root's, the group culvert, if it exists)"
     )
     var group: String?
     @Option(
@@ -51,9 +51,12 @@ struct Install: ParsableCommand {
             "A place where the container runtime's program may be, which says whether it reads drop-ins; may be repeated. (default: the usual places)"
     )
     var runtime: [String] = []
-    @Option(help: "refuse or allow: what the plugin does while the helper cannot be reached.")
+    @Option(help: "What the plugin does with a new pod while the helper cannot be reached: refuse or allow.")
     var whenHelperUnavailable = "refuse"
-    @Option(help: "Give up when the plugin was taken out of the chain so many times in a row.") var giveUpAfter = 10
+    @Option(
+        help:
+            "How many times in a row the plugin may be taken out of the chain before this command gives up, 1 to 1000.")
+    var giveUpAfter = 10
     @Option(
         help:
             "exit or rest. exit: end with exit code 3 after giving up. rest: stay, not ready, and try again after an hour."
@@ -165,7 +168,7 @@ struct Install: ParsableCommand {
                 if once && ContinuousClock.now - begin > .seconds(5) {
                     throw InstallationFailure("another culvertd install keeps watch over \(path): stop it first")
                 }
-                wait("another culvertd install is at work in \(path)", &state)
+                wait("another culvertd install is working in \(path)", &state)
             }
             if StopSignals.wait(milliseconds: 500) { return nil }
         }
@@ -234,7 +237,7 @@ struct Install: ParsableCommand {
             }
             // Somebody who empties the plugin directory, as an upgrade of the runtime may, leaves a chain that fails.
             if access(file.path, F_OK) != 0, try file.install(from: source) == .written {
-                logger.warning("\(file.path) was gone, and is there again")
+                logger.warning("\(file.path) was missing and has been restored")
             }
             if let events {
                 _ = events.wait(milliseconds: pause)
@@ -270,17 +273,21 @@ struct ChainStateFile {
 
 struct Uninstall: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Take the plugin out of the chain and off this node. Stop `culvertd install` first.",
+        abstract: "Take the plugin out of the chain and remove it from this node.",
         discussion: """
-            Files that are Culvert's alone are removed; from the files of others only Culvert's entry goes, and every \
-            other byte stays. It may be run again. `culvertd cleanup` removes what is in the kernel.
+            Stop `culvertd install` first. Files that belong to Culvert are removed. In files of other programs only Culvert's entry is removed, and \
+            every other byte stays. The command can be repeated. `culvertd cleanup` removes what is in the kernel.
+
+            Examples:
+              culvertd uninstall
+              culvertd uninstall --keep-plugin
             """)
 
     @OptionGroup var directories: RuntimeDirectories
     @Option(help: "Directory of what outlives a reboot.") var stateDir = "/var/lib/culvert"
     @Flag(
         help:
-            "Leave the plugin's program: a runtime that remembers the chain of running containers needs it for their DEL."
+            "Do not remove the plugin's file. CRI-O and podman remember the chain of running containers, and need the plugin for their DEL."
     )
     var keepPlugin = false
     @Option(help: "Directory of the helper's sockets, where the installer has said how it chained the plugin.")
@@ -302,13 +309,13 @@ struct Uninstall: ParsableCommand {
             .sorted().map(PluginFile.init)
             guard foreign.isEmpty else {
                 throw InstallationFailure(
-                    "\(foreign.joined(separator: ", ")) in \(directories.confDir) still has an entry of Culvert's plugin that somebody else wrote: remove it (with Cilium: in the ConfigMap of cni.configMap), then run this again; until then the plugin stays"
+                    "\(foreign.joined(separator: ", ")) in \(directories.confDir) still has an entry for Culvert's plugin that another program wrote: remove it (with Cilium: in the ConfigMap of cni.configMap), then run this command again; until then the plugin is not removed"
                 )
             }
             try ChainRecordFile.remove(stateDir)
             for plugin in plugins {
                 if keepPlugin {
-                    logger.info("\(plugin.path) stays")
+                    logger.info("kept \(plugin.path)")
                 } else if try plugin.remove() {
                     logger.info("removed \(plugin.path)")
                 }
@@ -325,7 +332,7 @@ struct Uninstall: ParsableCommand {
         for attempt in 0..<50 {
             folder = try ConfigurationFolder(directories.confDir)
             if folder != nil { break }
-            if attempt == 0 { logger.info("waiting: culvertd install is at work in \(directories.confDir)") }
+            if attempt == 0 { logger.info("waiting: culvertd install is working in \(directories.confDir)") }
             if StopSignals.wait(milliseconds: 100) { throw ExitCode(1) }
         }
         guard let folder else {
@@ -341,7 +348,7 @@ struct Uninstall: ParsableCommand {
             }
         }
         throw InstallationFailure(
-            "another program writes in \(directories.confDir) all the time: stop it, then run this again")
+            "another program writes in \(directories.confDir) all the time: stop it, then run this command again")
     }
 
     private static func describe(_ change: DirectoryChange) -> String {

@@ -24,28 +24,46 @@ enum Main {
 struct Culvertd: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "culvertd",
-        abstract: "Culvert's helper: owns this node's tunnels, routes, rules and firewall table.",
+        abstract: "The helper of Culvert, which manages the tunnels, routes, rules and firewall table of this node.",
+        discussion: """
+            Examples:
+              culvertd check-config
+              culvertd run --node worker-1
+              culvertd install --once
+            """,
         version: CulvertRelease.version,
         subcommands: [Run.self, CheckConfig.self, Install.self, Uninstall.self, CleanupCommand.self])
 }
 
 struct Run: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Run the helper. It needs CAP_NET_ADMIN and nothing else.")
+        abstract: "Run the helper until SIGTERM or SIGINT.",
+        discussion: """
+            It needs the capability CAP_NET_ADMIN and no other. Tunnels and routes stay as they are when it stops. \
+            Options given here override the configuration file.
 
-    @Option(help: "Configuration file. (default: /etc/culvert/culvertd.yaml, where it exists)") var config: String?
-    @Option(help: "Name of this node. (default: the configuration's, NODE_NAME, the host name)") var node: String?
-    @Option(help: "Directory of manifests. (default: the configuration's, /etc/culvert/inventory.d)")
+            Examples:
+              culvertd run
+              culvertd run --config culvertd.yaml --node worker-1 --log-level debug
+            """)
+
+    @Option(help: "Configuration file. (default: /etc/culvert/culvertd.yaml, if it exists)") var config: String?
+    @Option(help: "Name of this node. (default: node in the configuration, else NODE_NAME, else the host name)")
+    var node: String?
+    @Option(
+        help: "Directory of manifests. (default: inventory.path in the configuration, else /etc/culvert/inventory.d)")
     var inventory: String?
     @Option(help: "Directory of the sockets and attachments.") var runDir = "/run/culvert"
     @Option(help: "Directory of what outlives a reboot.") var stateDir = "/var/lib/culvert"
     @Option(
-        help: "Log level: trace, debug, info, notice, warning, error, critical. (default: the configuration's, info)")
+        help:
+            "Log level: trace, debug, info, notice, warning, error or critical. (default: log.level in the configuration, else info)"
+    )
     var logLevel: String?
 
     @Option(
         help:
-            "Group that may open api.sock, by name or number. (default: the configuration's listen.apiGroup, the helper's)"
+            "Group that may open api.sock, by name or number. (default: listen.apiGroup in the configuration, else the helper's group)"
     )
     var apiGroup: String?
 
@@ -121,7 +139,7 @@ struct Run: AsyncParsableCommand {
         var status = stat()
         guard lstat(path, &status) == 0 else { return }
         guard status.st_mode & S_IFMT == S_IFSOCK else {
-            throw ValidationError("\(path) is in the way and is not a socket; remove it")
+            throw ValidationError("\(path) exists and is not a socket; remove it")
         }
         unlink(path)
     }
@@ -138,17 +156,27 @@ final class Ready: Sendable {
 struct CleanupCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "cleanup",
-        abstract: "Remove exactly what is Culvert's own from this node, and from its Node. Stop the helper first.")
+        abstract: "Remove everything that Culvert made on this node.",
+        discussion: """
+            Stop the helper first. Removes Culvert's objects from the kernel and the records in the run directory. With inventory.source \
+            kubernetes it also removes the annotations that the helper wrote to the Node object. With --kilo it removes \
+            only what Kilo left on this node.
 
-    @Option(help: "Configuration file. (default: /etc/culvert/culvertd.yaml, where it exists)") var config: String?
-    @Option(help: "Name of this node. (default: the configuration's, NODE_NAME, the host name)") var node: String?
-    @Option(help: "Directory of the sockets and attachments.") var runDir = "/run/culvert"
+            Examples:
+              culvertd cleanup
+              culvertd cleanup --kilo
+            """)
+
+    @Option(help: "Configuration file. (default: /etc/culvert/culvertd.yaml, if it exists)") var config: String?
+    @Option(help: "Name of this node. (default: node in the configuration, else NODE_NAME, else the host name)")
+    var node: String?
+    @Option(help: "Directory of the sockets and of the records that last until a reboot.") var runDir = "/run/culvert"
     @Option(help: "Directory of what outlives a reboot.") var stateDir = "/var/lib/culvert"
     @Flag(
         help: ArgumentHelp(
-            "Remove what Kilo has left on this node, and nothing of Culvert's.",
+            "Remove what Kilo left on this node, and nothing of Culvert's.",
             discussion:
-                "The device kilo0, routes of protocol static over it and over tunl0, table 1107 with its rules, and the chains KILO-NAT and KILO-IPIP of iptables-nft. Stop Kilo first: it would put them back."
+                "The device kilo0, routes of protocol static over it and over tunl0, table 1107 with its rules, and the chains KILO-NAT and KILO-IPIP of iptables-nft. Stop Kilo first, because it would make them again."
         )) var kilo = false
 
     func run() async throws {
@@ -173,7 +201,7 @@ struct CleanupCommand: AsyncParsableCommand {
             terminator: "")
         if done.isEmpty { print() }
         print(
-            "chains that iptables-legacy has made are not to be seen here: iptables-legacy -t nat -S | grep KILO, and the same of the table filter, shows them"
+            "chains that were made by iptables-legacy cannot be seen by this command; these commands show them: iptables-legacy -t nat -S | grep KILO; iptables-legacy -t filter -S | grep KILO"
         )
     }
 

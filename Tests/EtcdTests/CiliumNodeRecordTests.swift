@@ -24,7 +24,7 @@ import Testing
 
     @Test(arguments: [
         ("{", "not JSON"), ("{\"Name\":\"other\"}", "Name is"), ("{\"IPAddresses\":[{\"IP\":\"x\"}]}", "is not an IP"),
-        ("{\"IPv4AllocCIDR\":{\"IP\":\"10.0.0.0\",\"Mask\":\"/wD/AA==\"}}", "holes"),
+        ("{\"IPv4AllocCIDR\":{\"IP\":\"10.0.0.0\",\"Mask\":\"/wD/AA==\"}}", "not contiguous"),
         ("{\"IPv4AllocCIDR\":{\"IP\":\"10.0.0.0\",\"Mask\":\"//8=\"}}", "another family"),
         ("{\"IPv4AllocCIDR\":{\"IP\":\"10.0.0.0\"}}", "not a network"),
     ])

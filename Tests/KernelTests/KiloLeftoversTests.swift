@@ -111,7 +111,8 @@ extension KernelNamespace {
             #expect(outcome.failures.count == 1)
             #expect(
                 outcome.failures.first?.message.contains(
-                    "another program's route to it is there (ip route show 192.0.2.0/24 table 254): remove it") == true)
+                    "another program has a route to this destination (ip route show 192.0.2.0/24 table 254): remove it")
+                    == true)
             #expect(try sh("ip route show proto 110").contains("192.0.3.0/24"))
             #expect(try sh("nft list tables").contains("inet culvert"))
         }

@@ -89,7 +89,8 @@ import Testing
         let clock = ContinuousClock.now
         let error = await #expect(throws: ClusterAccess.Failure.self) { try await plugin.run(patience: .seconds(1)) }
         #expect(
-            error?.description.contains("gave no credential within 1.0 seconds") == true, "\(error?.description ?? "")")
+            error?.description.contains("printed no credential within 1.0 seconds") == true,
+            "\(error?.description ?? "")")
         #expect(ContinuousClock.now - clock < .seconds(8))
         #expect(await program.waitUntilGone(), "\(program.alive) processes are left")
     }
@@ -116,6 +117,7 @@ import Testing
         defer { program.remove() }
         let plugin = try program.plugin
         let error = await #expect(throws: ClusterAccess.Failure.self) { try await plugin.run() }
-        #expect(error?.description.contains("ended with 7") == true && error?.description.contains("SECRET") == false)
+        #expect(
+            error?.description.contains("exited with code 7") == true && error?.description.contains("SECRET") == false)
     }
 }

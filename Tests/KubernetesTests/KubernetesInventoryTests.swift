@@ -235,8 +235,8 @@ import Testing
         #expect(status["synchronized"]?.bool == true && status["problems"]?.elements?.isEmpty == true)
         #expect(
             status["notices"]?.elements?.compactMap(\.string) == [
-                "EgressPolicy: its CustomResourceDefinition is not installed; looked for every 10 s",
-                "CiliumEgressGatewayPolicy: its CustomResourceDefinition is not installed; looked for every 10 s",
+                "EgressPolicy: its CustomResourceDefinition is not installed; checking again every 10 s",
+                "CiliumEgressGatewayPolicy: its CustomResourceDefinition is not installed; checking again every 10 s",
             ])
         #expect(await cluster.inventory.inventory().unknown == [], "there are none")
         cluster.server.fault("{\"groupOn\":\"culvert.dev\"}")
@@ -832,7 +832,7 @@ import Testing
         let error = await #expect(throws: PodLookup.Failure.self) {
             try await cluster.inventory.identify(reference("p8", "uid-8"))
         }
-        #expect(error?.message.contains("cannot be judged") == true)
+        #expect(error?.message.contains("cannot be identified") == true)
         #expect(ContinuousClock.now - start < .seconds(2), "the plugin must get the answer in time")
         #expect(try await cluster.inventory.identify(reference("p1", first)).origin == .watch)
         #expect(try await cluster.inventory.identify(reference("p8", "uid-8", decided: true)).origin == .annotations)

@@ -84,8 +84,10 @@ import Testing
         #expect(await cluster.inventory.inventory().unknown == [])
         #expect(await Self.networks(cluster.inventory) == [])
         let status = await cluster.inventory.status()
-        #expect(status["notices"]?.text().contains("ServiceCIDR: may not be read") == true, "\(status.text())")
-        #expect(status["problems"]?.text().contains("kubeadm-config may not be read") == true, "\(status.text())")
+        #expect(
+            status["notices"]?.text().contains("ServiceCIDR: permission to read it is missing") == true,
+            "\(status.text())")
+        #expect(status["problems"]?.text().contains("kubeadm-config is missing; apply") == true, "\(status.text())")
         await cluster.inventory.stop()
     }
 

@@ -95,6 +95,24 @@ import Testing
         #expect(files == "./CNI/CulvertRelease.swift\n", "\(files)")
     }
 
+    /// `install/debian.sh` makes manual pages from these texts, and takes the first line as the name of a page.
+    @Test(arguments: ["culvertd", "culvertctl"]) func everyCommandHasADescriptionInOneLineAndAnExample(program: String)
+    {
+        let help = Shell.run("\(Shell.binaries)/\(program) --help").output
+        let list = help.components(separatedBy: "SUBCOMMANDS:\n").last ?? ""
+        // A name is indented by two spaces, and the rest of a long description by more.
+        let commands = list.split(separator: "\n").filter { $0.hasPrefix("  ") && !$0.hasPrefix("   ") }
+            .compactMap { $0.split(separator: " ").first.map(String.init) }.filter { $0 != "See" }
+        #expect(commands.count >= 5, "\(help)")
+        for command in [""] + commands {
+            let text = Shell.run("\(Shell.binaries)/\(program) \(command) --help").output
+            #expect(
+                text.split(separator: "\n").first?.hasSuffix(".") == true, "\(program) \(command): \(text.prefix(90))")
+            #expect(text.contains("Example"), "\(program) \(command)")
+            #expect(text.contains("\n  \(program) \(command)"), "\(program) \(command) has no example of itself")
+        }
+    }
+
     @Test func theShippedConfigurationListsHandThePodsAnnotationsOver() throws {
         let directory = "\(Shell.packageRoot)/cni-conf"
         let files = try FileManager.default.contentsOfDirectory(atPath: directory).filter { $0.hasSuffix(".conflist") }

@@ -167,7 +167,7 @@ struct InstallTests {
         let custom = #"{"name":"cilium","plugins":[{"type":"cilium-cni"},{"type":"culvert"}]}"#
         try node.write("05-cilium.conflist", custom)
         let chained = node.install()
-        #expect(chained.status == 0 && chained.errors.contains("somebody else wrote"), "\(chained.errors)")
+        #expect(chained.status == 0 && chained.errors.contains("another program wrote"), "\(chained.errors)")
         #expect(node.names == ["05-cilium.conflist"] && node.read("05-cilium.conflist") == custom)
         let refused = node.uninstall()
         #expect(refused.status == 1 && refused.errors.contains("cni.configMap"), "\(refused.errors)")

@@ -92,7 +92,7 @@ struct KubernetesProgramTests {
         let lookups = cluster.status("n1")?["inventory"]?["podLookups"]
         let count = (lookups?.members ?? []).reduce(0) { $0 + ($1.value["count"]?.integer ?? 0) }
         #expect(count == 3, "\(lookups?.text() ?? "")")
-        #expect(lab.ctl("n1", "status").output.contains("pods judged by"))
+        #expect(lab.ctl("n1", "status").output.contains("pods identified by"))
         for node in ["n1", "n2", "n3"] {
             let said = lab.log(node) + lab.ctl(node, "status -o json").output + lab.ctl(node, "plan").output
             #expect(!said.isEmpty && !said.contains("SECRET-T1"))
@@ -278,7 +278,7 @@ struct KubernetesProgramTests {
         #expect(
             refused?.description.contains("\"code\": 11") == true
                 || refused?.description.contains("\"code\":11") == true, "\(refused?.description ?? "")")
-        #expect(refused?.description.contains("cannot be judged") == true)
+        #expect(refused?.description.contains("cannot be identified") == true)
         // (The policy permits it; else its labels would have to be known.)
         try lab.pod(
             "decided", on: "n1", last: 14,

@@ -216,7 +216,7 @@ struct LifecycleTests {
                 + pod("calm", uid: "u-2", more: ", annotations: {culvert.dev/egress-policy: closed}"))
         #expect(
             lab.eventually {
-                lab.ctl("n1", "status").output.hasPrefix("DEGRADED: 1 pod goes on with what a policy said before")
+                lab.ctl("n1", "status").output.hasPrefix("DEGRADED: 1 pod keeps its previous routing")
             }, "\(lab.ctl("n1", "status").output)")
         #expect(policies() == ["quiet"])
         try lab.inventory("pods.yaml", pod("web", uid: "u-1") + pod("calm", uid: "u-2"))
@@ -433,7 +433,7 @@ struct LifecycleTests {
         lab.forgetSeen()
         #expect(lab.pings("b", "203.0.113.10"))
         #expect(lab.seen("pings").keys.sorted() == ["10.0.0.12 > 203.0.113.10"])
-        #expect(lab.ctl("n1", "status").output.contains("its address is default/b's by now"))
+        #expect(lab.ctl("n1", "status").output.contains("its address now belongs to default/b"))
         // An ADD is newer than what the inventory says of the address.
         try lab.pod("c", on: "n1", last: 10, extra: arguments("c"))
         #expect(policies(lab) == ["c": []])
@@ -447,7 +447,8 @@ struct LifecycleTests {
         Shell.run("kill -STOP \(lab.pid("n1"))")
         try lab.pod("a", on: "n1", last: 10, extra: Self.allow.merging(arguments("a")) { _, new in new })
         Shell.run("kill -CONT \(lab.pid("n1"))")
-        #expect(lab.eventually { lab.log("n1").contains("hung up before the answer") }, "\(lab.log("n1"))")
+        #expect(
+            lab.eventually { lab.log("n1").contains("closed the connection before the answer") }, "\(lab.log("n1"))")
         #expect(policies(lab) == ["x": []])
         // Its object says by now which address it has.
         try lab.inventory("pods.yaml", pods(("a", "shop", "10.244.1.10")))
@@ -507,7 +508,9 @@ struct LifecycleTests {
         Shell.run("kill -CONT \(lab.pid("n1"))")
         #expect(lab.eventually { Shell.run("cat \(answer)").output == "status 0\n" })
         #expect(
-            lab.eventually { lab.log("n1").components(separatedBy: "hung up before the answer").count == 6 },
+            lab.eventually {
+                lab.log("n1").components(separatedBy: "closed the connection before the answer").count == 6
+            },
             "\(lab.log("n1"))")
         #expect(lab.api("n1", "/v1/attachments")?.elements?.count == 1)
         #expect(lab.run(in: "n1", "ip rule").output.contains("10.244.1.10"))
@@ -528,7 +531,7 @@ struct LifecycleTests {
         // A pod that a selector matches starts in spite of a name that does not exist; nobody is cut off by it.
         try lab.pod(
             "a", on: "n1", last: 10, labels: "app:shop", extra: ["LAB_PLUGIN": "\"defaultPolicy\": \"nowhere\""])
-        #expect(lab.eventually { lab.log("n1").contains("defaultPolicy names no policy") })
+        #expect(lab.eventually { lab.log("n1").contains("defaultPolicy names a policy that does not exist") })
         #expect(policies(lab)["old"] == [])
         try lab.pod(
             "b", on: "n1", last: 11, labels: "app:none", extra: ["LAB_PLUGIN": "\"defaultPolicy\": \"calm\""])

@@ -345,7 +345,7 @@ struct InboundTests {
             #expect(lab.run(in: "out", "ping -n -q -c 1 -W 2 \(address)").status == 0)
             #expect(known(address))
         }
-        func repairs() -> Int { lab.log("n1").components(separatedBy: "put back what somebody else").count }
+        func repairs() -> Int { lab.log("n1").components(separatedBy: "repaired what another program").count }
         let before = repairs()
         #expect(lab.plugin("n1", "DEL", "guest").status == 0)
         #expect(lab.eventually(3) { !known("10.244.1.41") })

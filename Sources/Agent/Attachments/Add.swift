@@ -60,7 +60,7 @@ extension NodeAgent {
         for old in attachments.values
         where old.id != attachment.id && old.addresses.contains(where: addresses.contains) {
             logger.notice(
-                "its address has a new owner: attachment ended",
+                "another attachment has its address now: the attachment has ended",
                 metadata: ["attachment": "\(old.id)", "by": "\(attachment.id)"])
             attachments[old.id] = nil
             if old.podUID != attachment.podUID { forgetPod(of: old) }
@@ -135,7 +135,8 @@ extension NodeAgent {
         while !isInformed || !unknown.isEmpty {
             guard ContinuousClock.now < end else {
                 throw CNIError(
-                    .tryAgainLater, "no policy decision for this container: the inventory is not known completely",
+                    .tryAgainLater,
+                    "the policies of this container cannot be determined: the inventory is not known completely",
                     details: unknown.joined(separator: "; "))
             }
             try? await Task.sleep(for: .milliseconds(20))
@@ -159,14 +160,15 @@ extension NodeAgent {
         guard lookup.origin == .get || lookup.origin == .watch else { return }
         take(await source.inventory(), reason: "a pod was looked up")
         guard inventory.pods.contains(where: { request.isOf($0) }) else {
-            throw CNIError(.tryAgainLater, "the pod \(request.podNamespace)/\(request.podName) is gone again")
+            throw CNIError(.tryAgainLater, "the pod \(request.podNamespace)/\(request.podName) was deleted meanwhile")
         }
     }
 
-    /// Undoes an ADD whose answer nobody took, and no other one of the same container.
+    /// Undoes an ADD whose answer nobody received, and no other ADD of the same container.
     public func abort(_ request: HelperRequest, call: UInt64) {
         let id = "\(request.containerID)_\(request.interfaceName)"
-        logger.notice("the plugin hung up before the answer: ADD undone", metadata: ["container": "\(id)"])
+        logger.notice(
+            "the plugin closed the connection before the answer: the ADD was undone", metadata: ["container": "\(id)"])
         switch servedADDs.undo(id, call: call) {
         case .nothing: return
         case .end:
@@ -182,7 +184,7 @@ extension NodeAgent {
         }
     }
 
-    /// A container that nobody told anything of is selected by nobody, which its owner may not know.
+    /// No policy can select a container without identity and labels. Its owner may not know that.
     private func warnOfNobody(_ attachment: Attachment, _ entry: AttachmentPlan) {
         guard attachment.isUnknown, entry.policies.isEmpty, !plan.policies.isEmpty else { return }
         logger.warning(

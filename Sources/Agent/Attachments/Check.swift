@@ -21,7 +21,7 @@ extension NodeAgent {
         }
         guard isInformed else {
             throw CNIError(
-                .tryAgainLater, "the inventory is not known, so nobody knows what the kernel should have",
+                .tryAgainLater, "the inventory is not known, so the kernel cannot be compared with a plan",
                 details: unknown.joined(separator: "; "))
         }
         let differences: [String]

@@ -6,7 +6,7 @@ import Model
 import Netlink
 import Planner
 
-/// What the plugin asks, verb by verb.
+/// The calls of the plugin, one by one.
 extension NodeAgent {
     /// Serves one request. `descriptor` is the pod's netlink socket, already checked, or -1; it is closed here.
     ///
