@@ -6,7 +6,7 @@
 What is real here: kubectl's own kustomize; Helm's own engine (PyPI's helm-python-sdk is a C library over Helm's Go SDK);
 the schemas of the Kubernetes API (PyPI's kubernetes-validate). What is not: no API server and no kubelet judges anything.
 """
-import base64, copy, glob, hashlib, json, os, re, subprocess, sys
+import base64, copy, glob, hashlib, json, os, re, shutil, subprocess, sys, tempfile
 
 import jsonschema, kubernetes_validate, yaml
 from helm_python import chart as helm, errors as helm_errors
@@ -221,6 +221,15 @@ def overlays():
     for path in glob.glob(f"{kubernetes}/*/daemonset.yaml"):
         found = set(re.findall(r"image: (culvert:\S+)", open(path).read()))
         same(f"{os.path.relpath(path, root)}: the release", found, {f"culvert:{release}"})
+    # The kustomizations that docs/install.md prints, typed as printed.
+    printed = re.search(r"```\n(mkdir -p mine/.*?)```", open(f"{root}/docs/install.md").read(), re.S).group(1)
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copytree(kubernetes, f"{directory}/install/kubernetes")
+        subprocess.run(["bash", "-ec", printed.replace("REGISTRY", "example.com/net")], check=True, cwd=directory)
+        for name, count in (("install", 2), ("uninstall", 2)):
+            images = re.findall(r"image: (\S+)", kustomize(f"{directory}/mine/{name}"))
+            same(f"docs/install.md: the image of mine/{name}", [i for i in images if "culvert" in i],
+                 [f"example.com/net/culvert:{release}"] * count)
     metadata = yaml.safe_load(open(f"{chart_directory}/Chart.yaml"))
     same("the chart's release", (metadata["version"], metadata["appVersion"]), (release, release))
     return settings
