@@ -141,7 +141,9 @@ struct StatusCommand: AsyncParsableCommand {
             if let inventory = status[StatusField.inventory] {
                 text += "Inventory:        \(InventoryText.line(inventory))\n"
             }
-            if let chain = status[StatusField.chain].flatMap({ ChainState($0) }) { text += "Chain:            \(chain.line)\n" }
+            if let chain = status[StatusField.chain].flatMap({ ChainState($0) }) {
+                text += "Chain:            \(chain.line)\n"
+            }
             if let rows = attachments.elements, !rows.isEmpty { text += "\n" + AttachmentTable.render(rows) }
             let counted = (status[StatusField.firewall]?.elements ?? []).filter {
                 ($0[CounterField.packets]?.integer ?? 0) > 0

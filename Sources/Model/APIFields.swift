@@ -28,8 +28,8 @@ public enum ErrorField: String, APIField { case error }
 public enum StatusField: String, APIField {
     case summary, reasons, version, node, datapath, refused, repairs
     case tunnelProtocol = "protocol"
-    case overlayAddress, underlay, underlayMTU, inventory, chain, serviceNetworks, nodes, policies, attachments, adopted,
-        adoptedBecause, firewall
+    case overlayAddress, underlay, underlayMTU, inventory, chain, serviceNetworks, nodes, policies, attachments,
+        adopted, adoptedBecause, firewall
     case warnings, inventoryProblems
 }
 
