@@ -668,7 +668,7 @@ import Testing
         await inventory.look(atGateways: [], inDoubt: [])
         try await Task.sleep(for: .milliseconds(500))
         cluster.server.apply([node("")])
-        await inventory.look(atGateways: ["n2"], inDoubt: [])
+        await inventory.look(atGateways: ["n2"], inDoubt: ["n2"])
         #expect(try await becomes(false))
         // The Node is gone and its CiliumNode is not yet. (Where all Nodes are watched, the gateway is gone with it.)
         if reading == .own {
