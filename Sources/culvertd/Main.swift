@@ -24,7 +24,7 @@ enum Main {
 struct Culvertd: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "culvertd",
-        abstract: "The helper of Culvert, which manages the tunnels, routes, rules and firewall table of this node.",
+        abstract: "Culvert's helper: manages this node's tunnels, routes and firewall.",
         discussion: """
             Examples:
               culvertd check-config

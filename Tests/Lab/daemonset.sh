@@ -56,7 +56,7 @@ for image in culvert pod; do
     ctr -a "$R/containerd.sock" -n k8s.io images import --snapshotter native "$R/$image.tar" > /dev/null
 done
 cri daemonset "$root/install/kubernetes/base/daemonset.yaml" n1 "$D" "run=/run/culvert" "state=$R/helper-state" \
-    "cni-conf=$R/net.d" "cni-bin=$R/bin" "config=$R/config" "api-access=$R/token"
+    "cni-conf=$R/net.d" "cni-bin=$R/bin" "config=$R/config" "api-access=$R/token" "host-usr=/usr"
 cri chained culvert
 cri pod web "$uid" lab-pod:1 /bin/first_packet
 cri exec culvertd /usr/local/bin/culvertctl status | awk "NR == 1 || /^Attachments:/" | xargs

@@ -60,8 +60,8 @@ struct RunbookTests {
                 verb=; for word in "$@"; do
                     case $word in
                     -*) ;;
-                    disable|restart|enable|daemon-reload) verb=$word ;;
-                    *) case $verb in disable) stop $word ;; restart) stop $word; start $word ;; esac ;;
+                    disable|stop|start|restart|try-restart|enable|daemon-reload|is-active|is-enabled) verb=$word ;;
+                    *) case $verb in stop|disable) stop $word ;; start) start $word ;; restart|try-restart) stop $word; start $word ;; esac ;;
                     esac
                 done
                 """)
@@ -178,7 +178,7 @@ struct RunbookTests {
         #expect(lab.eventually { Shell.run("cmp \(node.place)/plugin \(node.place)/bin/culvert").status == 0 })
         #expect(pings.wait().output.contains("60 packets transmitted, 60 received"), "\(pings.wait().output)")
         #expect(lab.seen("pings").keys.sorted() == ["10.0.0.13 > \(LifecycleTests.world)"])
-        #expect(node.calls.contains("systemctl restart culvertd.service culvert-install.service"), "\(node.calls)")
+        #expect(node.calls.contains("systemctl try-restart culvertd.service culvert-install.service"), "\(node.calls)")
         #expect(lab.ctl("n1", "status").output.hasPrefix("OK\n"), "\(lab.ctl("n1", "status").output)")
     }
 
@@ -192,12 +192,13 @@ struct RunbookTests {
         let manifests = Shell.run("cat \(Shell.packageRoot)/install/kubernetes/*/*.yaml").output
         for command in commands {
             let words = command.split(separator: " ").map(String.init)
-            #expect(words.first == "kubectl", "\(command)")
+            #expect(["kubectl", "helm"].contains(words.first), "\(command)")
+            let file = words.first == "helm" ? "Chart.yaml" : "kustomization.yaml"
             for word in words where word.hasPrefix("install/") {
                 for overlay in overlays {
                     let path = word.replacingOccurrences(of: "NAME", with: overlay)
                     #expect(
-                        FileManager.default.fileExists(atPath: "\(Shell.packageRoot)/\(path)/kustomization.yaml"),
+                        FileManager.default.fileExists(atPath: "\(Shell.packageRoot)/\(path)/\(file)"),
                         "\(command): \(path)")
                 }
             }
