@@ -63,9 +63,7 @@ struct KiloOnThisNode {
         }
         // A Kilo that has ended does not come back by a break.
         let earliest = verdict == .absent ? 0 : heardSince
-        if lastSign > 0 && now - (verdict == .running ? max(lastSign, earliest) : lastSign) < Self.lifetime {
-            return .running
-        }
+        if lastSign > 0 && now - max(lastSign, earliest) < Self.lifetime { return .running }
         guard isAnothers, let last = sign ?? (earliest > 0 ? earliest : nil), last <= start || sign == nil else {
             return .absent
         }

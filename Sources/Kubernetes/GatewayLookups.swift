@@ -56,6 +56,7 @@ actor GatewayLookups {
             var isAnswered = true
             for name in lookedUp.keys where !gateways.contains(name) {
                 lookedUp[name] = nil
+                missing.remove(name)
                 await report(name, nil)
             }
             for name in gateways.sorted() where name != nodeName {
@@ -71,9 +72,8 @@ actor GatewayLookups {
                 lookedUp[name] = (found, answer != nil, clock.stopwatch())
                 // What was reported while it was a gateway earlier may still be believed.
                 if answer != nil, before?.isAnswered != true || found != before?.found { await report(name, found) }
-                if answer == nil, missing.contains(name) { continue }
                 // Nor would the server answer for the next one.
-                if answer == nil {
+                if answer == nil, !missing.contains(name) {
                     isAnswered = false
                     break
                 }

@@ -44,11 +44,17 @@ extension KernelNamespace {
             return health
         }
 
-        @Test func aPlanAndAFailOverAtOnceEndAsTheFailOverSays() async throws {
+        /// A fail-over that runs, and a reconciler that asks it for the groups of next hops.
+        static func start() throws -> (FailOver, Reconciler) {
             let failOver = try FailOver()
             try failOver.start()
             let reconciler = try Reconciler()
             reconciler.groups = { hops, send in failOver.set(hops, send) }
+            return (failOver, reconciler)
+        }
+
+        @Test func aPlanAndAFailOverAtOnceEndAsTheFailOverSays() async throws {
+            let (failOver, reconciler) = try Self.start()
             defer { _ = try? reconciler.apply(HostState(), looking: .all) }
             var plan = Self.plan(failOver)
             failOver.prepare(plan.liveness)
@@ -88,10 +94,7 @@ extension KernelNamespace {
 
         /// The kernel tells of each route that names a next hop; nobody is to take that for somebody else's change.
         @Test func whatTheKernelTellsOfAFailOverWakesNobodyUp() throws {
-            let failOver = try FailOver()
-            try failOver.start()
-            let reconciler = try Reconciler()
-            reconciler.groups = { hops, send in failOver.set(hops, send) }
+            let (failOver, reconciler) = try Self.start()
             defer { _ = try? reconciler.apply(HostState(), looking: .all) }
             let plan = Self.plan(failOver, destinations: 2000)
             failOver.prepare(plan.liveness)
@@ -109,10 +112,7 @@ extension KernelNamespace {
         }
 
         @Test func aRefusedMoveIsReportedAndSentAgain() async throws {
-            let failOver = try FailOver()
-            try failOver.start()
-            let reconciler = try Reconciler()
-            reconciler.groups = { hops, send in failOver.set(hops, send) }
+            let (failOver, reconciler) = try Self.start()
             defer { _ = try? reconciler.apply(HostState(), looking: .all) }
             let plan = Self.plan(failOver)
             failOver.prepare(plan.liveness)
@@ -131,10 +131,7 @@ extension KernelNamespace {
         /// What this node serves itself is told by a plan, and is acted on before the plan is carried out, or although something of
         /// it never is.
         @Test func aPlanThatSaysWhatThisNodeServesIsEnough() throws {
-            let failOver = try FailOver()
-            try failOver.start()
-            let reconciler = try Reconciler()
-            reconciler.groups = { hops, send in failOver.set(hops, send) }
+            let (failOver, reconciler) = try Self.start()
             defer { _ = try? reconciler.apply(HostState(), looking: .all) }
             var plan = Self.plan(failOver)
             failOver.prepare(plan.liveness)

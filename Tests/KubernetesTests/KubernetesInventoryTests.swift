@@ -61,6 +61,14 @@ import Testing
                 ])
             }
         }
+        /// The inventory of a helper that starts with what the first one has kept on disk.
+        func second() throws -> KubernetesInventory {
+            KubernetesInventory(
+                client: try KubernetesClient(
+                    access: ClusterAccess(server: server.url, credential: .tokenFile(tokenFile)), userAgent: "second"),
+                nodeName: "n0", cachePath: "\(server.directory)/inventory.json", nodes: .whole, ceiling: 1,
+                logger: .quiet)
+        }
         func renewToken() {
             tokens += 1
             server.fault(
@@ -317,12 +325,7 @@ import Testing
         await cluster.inventory.saveCache()
         await cluster.inventory.stop()
         cluster.server.fault("{\"groupOff\":\"culvert.dev\"}")
-        let client = try KubernetesClient(
-            access: ClusterAccess(server: cluster.server.url, credential: .tokenFile(cluster.tokenFile)),
-            userAgent: "second")
-        let second = KubernetesInventory(
-            client: client, nodeName: "n0", cachePath: "\(cluster.server.directory)/inventory.json", nodes: .whole,
-            ceiling: 1, logger: .quiet)
+        let second = try cluster.second()
         await second.start(patience: 0.5)
         #expect(await Self.policies(second) == ["e"])
         #expect(await second.inventory().unknown == [])

@@ -46,12 +46,7 @@ import Testing
         // A helper that starts while the server is away knows them from disk.
         await cluster.inventory.saveCache()
         cluster.server.fault("{\"disconnect\":true}")
-        let client = try KubernetesClient(
-            access: ClusterAccess(server: cluster.server.url, credential: .tokenFile(cluster.tokenFile)),
-            userAgent: "second")
-        let second = KubernetesInventory(
-            client: client, nodeName: "n0", cachePath: "\(cluster.server.directory)/inventory.json", nodes: .whole,
-            ceiling: 1, logger: .quiet)
+        let second = try cluster.second()
         await second.start(patience: 0.5)
         #expect(await Self.networks(second) == ["10.96.0.0/16", "10.112.0.0/16"])
         #expect(await second.inventory().unknown == [])
