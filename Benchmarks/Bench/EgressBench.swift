@@ -23,7 +23,7 @@ extension Bench {
                     let plan = Planner.plan(
                         configuration: configuration, localFacts: LocalFacts(nodeName: "n0"), inventory: inventory,
                         attachments: [pod])
-                    precondition(plan.host.routes.count > 10_000)
+                    precondition(!plan.host.routes.isEmpty)
                 })
         }
         print(

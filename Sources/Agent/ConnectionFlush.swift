@@ -3,6 +3,7 @@ import Logging
 import Model
 import Netlink
 import Planner
+import Synchronization
 
 /// Deletes the entries of ended connections from connection tracking and from the firewall's own sets. On a pod's node
 /// these are the connections of an address whose pod is gone, so that the next pod with the address does not continue
@@ -29,8 +30,24 @@ actor ConnectionFlush {
         self.logger = logger
     }
 
-    /// Forgets all connections of these pod addresses, and returns when that is done.
-    func forget(of addresses: Set<IPAddress>) {
+    /// Addresses whose connections are to be forgotten and that nobody has begun with.
+    private nonisolated let waiting = Mutex<Set<IPAddress>>([])
+
+    /// Forgets all connections of these pod addresses, and returns when that is done. Whatever is asked for while another
+    /// list is read is done in one go after it.
+    nonisolated func forget(of addresses: Set<IPAddress>) async {
+        waiting.withLock { $0.formUnion(addresses) }
+        await forgetWaiting()
+    }
+
+    /// Calls are carried out in their order: what an earlier one has taken is done when the next one begins.
+    private func forgetWaiting() {
+        let addresses = waiting.withLock { waiting in
+            let taken = waiting
+            waiting = []
+            return taken
+        }
+        if addresses.isEmpty { return }
         let count = run { try $0.forget(of: addresses) + firewall.forget(flowsOf: addresses, in: Planner.flowSets) }
         if count > 0 {
             logger.debug(

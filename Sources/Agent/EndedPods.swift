@@ -23,6 +23,11 @@ struct EndedPods: Equatable {
 
     var addresses: [String: Set<IPAddress>] { pods.mapValues(\.addresses) }
 
+    /// Addresses of pods that have ended since then.
+    func addresses(since time: Date) -> Set<IPAddress> {
+        pods.values.reduce(into: []) { if $1.at >= time { $0.formUnion($1.addresses) } }
+    }
+
     mutating func note(_ uid: String, _ addresses: [IPAddress], now: Date) {
         pods[uid] = Ended(addresses: (pods[uid]?.addresses ?? []).union(addresses), at: now)
     }

@@ -80,8 +80,12 @@ public actor NodeAgent {
     /// Pods whose attachment has ended.
     var endedPods = EndedPods()
 
-    /// Addresses of pods that are gone and whose connections are being forgotten.
-    var forgetting: [IPAddress: Task<Void, Never>] = [:]
+    /// Addresses of pods that are gone and whose connections are to be forgotten, with the task that does it. The kernel goes
+    /// through its whole table of connections for it, which costs some milliseconds of a processor: it is done for all pods
+    /// that end within half a second, or as soon as another pod gets one of the addresses.
+    private var forgetting: [IPAddress: Task<Void, Never>] = [:]
+    private var toForget: Set<IPAddress> = []
+    private var nextForgetting: Task<Void, Never>?
     /// The addresses that connections through this gateway may be translated to, when connection tracking was last
     /// checked.
     private var toldTranslations: [UInt16: IPAddress]?
@@ -250,6 +254,8 @@ public actor NodeAgent {
             try reconciler.socket.links().map { ($0.index, $0.name) }, uniquingKeysWith: { a, _ in a })
         var gone: Set<IPAddress> = []
         endedPods = store.loadEnded()
+        // The helper may have stopped before it had forgotten the connections of these.
+        gone.formUnion(endedPods.addresses(since: Date().addingTimeInterval(-60)))
         for attachment in found {
             if attachment.hostIndex != 0, links[attachment.hostIndex] != attachment.hostName {
                 logger.info(
@@ -769,16 +775,24 @@ public actor NodeAgent {
     /// Deletes the connection-tracking entries of pods that are gone.
     private func forgetConnections(of addresses: Set<IPAddress>) {
         if addresses.isEmpty { return }
-        let connections = connections
-        let task = Task { [weak self] in
-            await connections.forget(of: addresses)
-            await self?.forgot(addresses)
-        }
+        toForget.formUnion(addresses)
+        let task =
+            nextForgetting
+            ?? Task { [weak self] in
+                // Whoever cannot wait cancels the sleep.
+                try? await Task.sleep(for: .milliseconds(500))
+                await self?.forgetCollected()
+            }
+        nextForgetting = task
         for address in addresses { forgetting[address] = task }
     }
 
-    private func forgot(_ addresses: Set<IPAddress>) {
-        for address in addresses { forgetting[address] = nil }
+    private func forgetCollected() async {
+        let (addresses, task) = (toForget, nextForgetting)
+        (toForget, nextForgetting) = ([], nil)
+        await connections.forget(of: addresses)
+        // An address may have had another pod meanwhile, whose connections are to be forgotten by the next task.
+        for address in addresses where forgetting[address] == task { forgetting[address] = nil }
     }
 
     /// An address that had another pod before starts without that pod's connections.
@@ -789,7 +803,10 @@ public actor NodeAgent {
             attachments.values.filter { $0.id != id }.flatMap { $0.addresses.map(\.address) }
         ).intersection(addresses)
         if !taken.isEmpty { await connections.forget(of: taken) }
-        for address in addresses { await forgetting[address]?.value }
+        for address in addresses {
+            forgetting[address]?.cancel()
+            await forgetting[address]?.value
+        }
     }
 
     /// Connections through this gateway go on with the egress address that their policy has now, or not at all.

@@ -12,6 +12,9 @@ struct FirewallBatch {
     /// Two of them, `inet_proto` and two of `inet_service`.
     private static let flowType: UInt32 = ((addressPairType << 6 | 12) << 6 | 13) << 6 | 13
 
+    /// linux/netfilter/nf_tables.h: `NFT_DATA_VERDICT`.
+    private static let verdictType: UInt32 = 0xFFFF_FF00
+
     private(set) var sequence: UInt32
     private var messages: [[UInt8]] = []
     private var operations: [UInt32: String] = [:]
@@ -119,6 +122,9 @@ struct FirewallBatch {
         if let size = set.dynamicSize { nftnl_set_set_u32(object, UInt16(NFTNL_SET_DESC_SIZE.rawValue), size) }
         nftnl_set_set_u32(object, UInt16(NFTNL_SET_KEY_LEN.rawValue), UInt32(set.key.bytes))
         nftnl_set_set_u32(object, UInt16(NFTNL_SET_FLAGS.rawValue), FirewallSocket.flags(set))
+        if set.isVerdictMap {
+            nftnl_set_set_u32(object, UInt16(NFTNL_SET_DATA_TYPE.rawValue), Self.verdictType)
+        }
         nftnl_set_set_u32(object, UInt16(NFTNL_SET_ID.rawValue), id)
         if set.key == .addressPair && set.interval {
             nftnl_set_set_data(object, UInt16(NFTNL_SET_DESC_CONCAT.rawValue), [UInt8(4), 4], 2)
@@ -193,6 +199,13 @@ struct FirewallBatch {
             add(
                 bytes(element.pair, element.first),
                 end: set.interval ? bytes(element.pair, element.last) : nil)
+        } else if set.isVerdictMap {
+            guard let item = nftnl_set_elem_alloc() else { return }
+            nftnl_set_elem_set(item, UInt16(NFTNL_SET_ELEM_KEY), bytes(element.first), 4)
+            nftnl_set_elem_set_u32(item, UInt16(NFTNL_SET_ELEM_VERDICT), UInt32(bitPattern: RuleExpressions.jump))
+            nftnl_set_elem_set_str(
+                item, UInt16(NFTNL_SET_ELEM_CHAIN), FirewallSet.chain(map: set.name, number: element.pair))
+            nftnl_set_elem_add(object, item)
         } else {
             add(bytes(element.first))
             if set.interval && element.last < .max {

@@ -131,7 +131,9 @@ public enum FirewallChange: Equatable, Sendable {
                 edit.newSets.append(set)
                 continue
             }
-            guard before.key == set.key, before.interval == set.interval else { return .replace }
+            guard before.key == set.key, before.interval == set.interval, before.isVerdictMap == set.isVerdictMap else {
+                return .replace
+            }
             if before.elements != set.elements { edit.compare(set.name, before.elements, set.elements) }
         }
         let sets = Set(new.sets.map(\.name))

@@ -14,6 +14,9 @@ public final class FirewallEvents {
         socket = try NetlinkSocket(bus: NETLINK_NETFILTER)
         try socket.join(group: 7)  // NFNLGRP_NFTABLES
         _ = culvert_receive_timeout(socket.descriptor, 0)
+        // All of a transaction is told at once. Our own would leave no room, and the whole table would be read for it.
+        _ = culvert_netlink_ignore(socket.descriptor, Array(ownPorts), Int32(ownPorts.count))
+        _ = culvert_receive_room(socket.descriptor, 8 << 20)
     }
 
     /// Blocks until somebody's transaction; true when it was not ours and has touched our table.

@@ -148,6 +148,7 @@ public final class FirewallSocket {
         var starts: [UInt32] = []
         var ends: Set<UInt32> = []
         let isPair = kernelSet.keyLength == UInt32(FirewallSet.Key.addressPair.bytes)
+        let isMap = kernelSet.flags & UInt32(NFT_SET_MAP.rawValue) != 0
         let isInterval = kernelSet.flags & UInt32(NFT_SET_INTERVAL.rawValue) != 0
         let get = request(
             NFT_MSG_GETSETELEM, family: UInt32(NFPROTO_INET), flags: NLM_F_DUMP, "nft list set inet culvert \(name)"
@@ -177,6 +178,16 @@ public final class FirewallSocket {
                     return UInt32(bigEndian: data.loadUnaligned(fromByteOffset: offset, as: UInt32.self))
                 }
                 guard let key = value(Int(NFTNL_SET_ELEM_KEY), at: 0) else { continue }
+                if isMap {
+                    // What leads to anything but a chain of this map is none of ours, and a number that no chain has.
+                    let isJump =
+                        nftnl_set_elem_get_u32(element, UInt16(NFTNL_SET_ELEM_VERDICT))
+                        == UInt32(bitPattern: RuleExpressions.jump)
+                    let chain = text(nftnl_set_elem_get_str(element, UInt16(NFTNL_SET_ELEM_CHAIN)))
+                    let number = isJump ? FirewallSet.number(ofChain: chain, map: name) : nil
+                    elements.append(.init(pair: number ?? FirewallSet.noChain, first: key, last: key))
+                    continue
+                }
                 let flags =
                     nftnl_set_elem_is_set(element, UInt16(NFTNL_SET_ELEM_FLAGS))
                     ? nftnl_set_elem_get_u32(element, UInt16(NFTNL_SET_ELEM_FLAGS)) : 0
@@ -219,6 +230,7 @@ public final class FirewallSocket {
 
     static func flags(_ set: FirewallSet) -> UInt32 {
         if set.dynamicSize != nil { return UInt32(NFT_SET_TIMEOUT.rawValue) | UInt32(NFT_SET_EVAL.rawValue) }
+        if set.isVerdictMap { return UInt32(NFT_SET_MAP.rawValue) }
         return set.interval ? UInt32(NFT_SET_INTERVAL.rawValue) | (set.key == .addressPair ? concatFlag : 0) : 0
     }
 
@@ -245,35 +257,38 @@ public final class FirewallSocket {
             batch.addTable()
             batch.deleteTable(operation: "nft delete table inet culvert")
             batch.addTable()
+            for chain in wanted.chains { batch.addChain(chain) }
             for set in wanted.sets { add(set, flows, &batch) }
             for chain in wanted.chains {
-                batch.addChain(chain)
                 for rule in chain.rules {
                     batch.addRule(rule, chain: chain.name, counter: start(rule, chain.name, before))
                 }
             }
         case .edit(let edit):
             let before = edit.rewritesCounters ? try counters?.counterValues ?? readCounters() : [:]
-            // Rules that are made anew let go of their sets first.
+            let sets = edit.removed.isEmpty && edit.added.isEmpty ? [] : wanted?.sets ?? []
+            // Whatever names something lets go of it first: elements of verdict maps name chains, rules name sets and chains.
+            for set in sets {
+                if let elements = edit.removed[set.name] { batch.elements(elements, of: set, add: false) }
+            }
             for chain in edit.chains {
                 switch chain {
                 case .rewrite(let chain): batch.deleteRules(chain.name)
-                case .remove(let name):
-                    batch.deleteRules(name)
-                    batch.deleteChain(name)
+                case .remove(let name): batch.deleteRules(name)
                 case .add, .append: break
                 }
             }
             for name in edit.staleSets { batch.deleteSet(name) }
+            for case .remove(let name) in edit.chains { batch.deleteChain(name) }
+            // And is made after what it names.
+            for case .add(let chain) in edit.chains { batch.addChain(chain) }
             for set in edit.newSets { add(set, flows, &batch) }
-            for set in wanted?.sets ?? [] {
-                if let elements = edit.removed[set.name] { batch.elements(elements, of: set, add: false) }
+            for set in sets {
                 if let elements = edit.added[set.name] { batch.elements(elements, of: set, add: true) }
             }
             for chain in edit.chains {
                 switch chain {
                 case .add(let chain):
-                    batch.addChain(chain)
                     for rule in chain.rules { batch.addRule(rule, chain: chain.name, counter: .init()) }
                 case .rewrite(let chain):
                     for rule in chain.rules {

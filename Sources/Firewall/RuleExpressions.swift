@@ -12,6 +12,9 @@ enum RuleExpressions {
             ? UInt32(NFT_REG_1.rawValue) + UInt32(index / 4) : UInt32(NFT_REG32_00.rawValue) + UInt32(index)
     }
 
+    /// linux/netfilter/nf_tables.h: `NFT_JUMP`.
+    static let jump: Int32 = -3
+
     /// Packets and bytes of one counter.
     struct Counter: Equatable {
         var packets: UInt64 = 0
@@ -171,6 +174,14 @@ enum RuleExpressions {
                 nftnl_expr_set_u32(
                     $0, UInt16(NFTNL_EXPR_LOOKUP_FLAGS), negated ? UInt32(NFT_LOOKUP_F_INV.rawValue) : 0)
             }
+        case .lookUpChain(let fields, let map):
+            for (index, field) in fields.enumerated() { load(rule, field, into: register(index)) }
+            expression(rule, "lookup") {
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_LOOKUP_SREG), register)
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_LOOKUP_DREG), UInt32(NFT_REG_VERDICT.rawValue))
+                nftnl_expr_set_str($0, UInt16(NFTNL_EXPR_LOOKUP_SET), map)
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_LOOKUP_FLAGS), 0)
+            }
         case .update(let fields, let set, let seconds):
             for (index, field) in fields.enumerated() { load(rule, field, into: register(index)) }
             expression(rule, "dynset") {
@@ -231,7 +242,7 @@ enum RuleExpressions {
         case .jump(let chain):
             expression(rule, "immediate") {
                 nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_IMM_DREG), UInt32(NFT_REG_VERDICT.rawValue))
-                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_IMM_VERDICT), UInt32(bitPattern: -3))  // NFT_JUMP
+                nftnl_expr_set_u32($0, UInt16(NFTNL_EXPR_IMM_VERDICT), UInt32(bitPattern: jump))
                 nftnl_expr_set_str($0, UInt16(NFTNL_EXPR_IMM_CHAIN), chain)
             }
         case .snat(let address):

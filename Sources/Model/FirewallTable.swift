@@ -126,6 +126,9 @@ public enum FirewallStatement: Equatable, Sendable {
     case marked(UInt32, negated: Bool)
     /// The fields, joined, are in the set.
     case lookup([PacketField], set: String, negated: Bool)
+    /// Goes on in the chain that the verdict map has for the fields, joined, and comes back where that one decides nothing.
+    /// Where the map has none, the next rule follows.
+    case lookUpChain([PacketField], map: String)
     case counter
     case accept
     case drop
@@ -163,7 +166,8 @@ public struct ConnectionState: OptionSet, Sendable {
     public static let untracked = Self(rawValue: 0x40)
 }
 
-/// A named set of IPv4 addresses or ranges, of two of them joined, or of flows.
+/// A named set of IPv4 addresses or ranges, of two of them joined, or of flows; or a verdict map, which has a chain for each
+/// address.
 public struct FirewallSet: Equatable, Sendable {
     public enum Key: Equatable, Sendable {
         case address
@@ -190,10 +194,13 @@ public struct FirewallSet: Equatable, Sendable {
     /// How many elements it may have at most, where packets fill it and elements leave it by themselves; nil: it has the
     /// elements that are listed. What packets have put in is kept, and compared with nothing.
     public let dynamicSize: UInt32?
+    /// Each element is an address with the number (`pair`) of the chain that its packets go on in (`chain(map:number:)`).
+    public let isVerdictMap: Bool
     /// In order, each once: two sets of thousands are compared and told apart in one pass.
     public private(set) var elements: [Element]
 
-    /// A range of keys; a single one where both ends are equal. For `addressPair` the first part is `pair`.
+    /// A range of keys; a single one where both ends are equal. For `addressPair` the first part is `pair`, and in a verdict
+    /// map `pair` is the chain's number.
     public struct Element: Hashable, Sendable, Comparable {
         public let pair: UInt32
         public let first: UInt32
@@ -216,12 +223,39 @@ public struct FirewallSet: Equatable, Sendable {
         self.name = name
         self.key = key
         interval = false
+        isVerdictMap = false
         dynamicSize = size
         elements = []
     }
 
+    /// A verdict map.
+    ///
+    /// - Parameter chains: for each address (host order) the number of its chain.
+    public init(map name: String, chains: [UInt32: UInt32]) {
+        self.name = name
+        key = .address
+        interval = false
+        isVerdictMap = true
+        dynamicSize = nil
+        elements = chains.map { Element(pair: $1, first: $0, last: $0) }.sorted()
+    }
+
+    /// The chain that a verdict map names with this number.
+    public static func chain(map name: String, number: UInt32) -> String { "\(name)_\(String(number, radix: 16))" }
+
+    /// No chain has this number.
+    public static let noChain = UInt32.max
+
+    /// The number of a chain of this verdict map; nil: it is not named like one.
+    public static func number(ofChain chain: String, map name: String) -> UInt32? {
+        guard chain.hasPrefix(name + "_") else { return nil }
+        let number = UInt32(chain.dropFirst(name.utf8.count + 1), radix: 16)
+        return number.flatMap { self.chain(map: name, number: $0) == chain ? $0 : nil }
+    }
+
     public init(name: String, key: Key, interval: Bool, elements: [Element]) {
         dynamicSize = nil
+        isVerdictMap = false
         self.name = name
         self.key = key
         self.interval = interval

@@ -45,7 +45,7 @@ enum FirewallPlan {
         let zones = SourceTranslation.zones(tunnels: tunnels, serving: serving, mesh: mesh != nil)
         if !zones.isEmpty { sets.append(SourceTranslation.flowsWithoutZone) }
         let overlayDevices = TunnelFilter.overlayDevices(overlay)
-        var tracking = PodGuard.trackingChain(tables, overlayDevices: overlayDevices)
+        var tracking = PodGuard.trackingChain(overlayDevices: overlayDevices)
         if let tunnels {
             // A member of a mesh receives with the default identity, whether it serves it or not.
             let isMemberOnly = mesh != nil && !(serving.map(\.identity) + refused).contains(.defaultAddress)
@@ -61,7 +61,10 @@ enum FirewallPlan {
         chains += [
             InboundFlows.leavingChain,
             InboundFlows.arrivingChain(comesPastOverlay: overlayDevices != nil && !isNative),
-            tracking, PodGuard.guardChain(tables, overlayDevices: overlayDevices),
+        ]
+        chains += PodGuard.groupChains(tables)
+        chains += [
+            tracking, PodGuard.guardChain(overlayDevices: overlayDevices),
             SegmentSizeClamp.chain(tunnels: tunnels, serving: serving),
             SourceTranslation.chain(tunnels: tunnels, serving: serving, mesh: mesh),
             SourceTranslation.checkChain(tunnels: tunnels, serving: serving, mesh: mesh != nil),

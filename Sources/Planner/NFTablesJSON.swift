@@ -19,7 +19,7 @@ enum NFTablesJSON {
                             ("policy", chain.hook.map { _ in .string("accept") }))
                     )))
         }
-        for set in table.sets { list.append(.make(("set", render(set)))) }
+        for set in table.sets { list.append(.make((set.isVerdictMap ? "map" : "set", render(set)))) }
         for chain in table.chains {
             for rule in chain.rules {
                 list.append(
@@ -47,12 +47,16 @@ enum NFTablesJSON {
         let flags = set.interval ? "interval" : set.dynamicSize == nil ? nil : "timeout"
         let elements = set.elements.map { element -> JSON in
             let value = range(element.first, element.last)
+            if set.isVerdictMap {
+                let chain = FirewallSet.chain(map: set.name, number: element.pair)
+                return .array([value, .make(("jump", .make(("target", .string(chain)))))])
+            }
             return set.key == .addressPair
                 ? .make(("concat", .array([.string("\(IPAddress(v4: element.pair))"), value]))) : value
         }
         return .make(
             ("family", .string("inet")), ("name", .string(set.name)), ("table", .string(Ownership.firewallTable)),
-            ("type", type), ("size", set.dynamicSize.map { .integer(Int64($0)) }),
+            ("type", type), ("map", set.isVerdictMap ? .string("verdict") : nil), ("size", set.dynamicSize.map { .integer(Int64($0)) }),
             ("flags", flags.map { .array([.string($0)]) }),
             ("elem", elements.isEmpty ? nil : .array(elements)))
     }
@@ -156,6 +160,7 @@ enum NFTablesJSON {
                     if case .lookup(let fields, _, _) = next {
                         return fields == [.sourceAddress] || fields == [.destinationAddress]
                     }
+                    if case .lookUpChain = next { return true }
                     if case .match(.layer4Protocol, 1, _) = next { return true }
                     return false
                 }
@@ -199,6 +204,9 @@ enum NFTablesJSON {
                             )), .string("syn")))
             case .lookup(let fields, let set, let negated):
                 result.append(match(key(fields, after: statements[..<index]), .string("@\(set)"), negated: negated))
+            case .lookUpChain(let fields, let map):
+                let key = key(fields, after: statements[..<index])
+                result.append(.make(("vmap", .make(("key", key), ("data", .string("@\(map)"))))))
             case .update(let fields, let set, let seconds):
                 let element = JSON.make(
                     ("val", key(fields, after: statements[..<index])), ("timeout", .integer(Int64(seconds))))

@@ -51,10 +51,23 @@ public struct PlannerMemory: Sendable {
         var keptInputs: KeptInputs
         let v4: [EgressPolicyRoutes.Entry]
         let v6: [EgressPolicyRoutes.Entry]
-        let destinations: FirewallSet
+        let group: UInt32
+        let claimedV4: [ClosedRange<UInt32>]
         let claims: [(prefix: IPNetwork, policy: Int)]
     }
     var verdicts: [String: Verdicts] = [:]
+
+    /// Destinations for the firewall by the number of their group.
+    struct GroupDestinations: Sendable {
+        let ranges: [ClosedRange<UInt32>]
+        let set: FirewallSet
+    }
+    var groups: [UInt32: GroupDestinations] = [:]
+
+    /// The same ranges, in one place with those of the group where they are equal: such lists are compared at a glance.
+    func shared(_ ranges: [ClosedRange<UInt32>], group: UInt32) -> [ClosedRange<UInt32>] {
+        if let known = groups[group]?.ranges, known == ranges { known } else { ranges }
+    }
 
     /// Routes of policy tables by number, and what they were made of.
     struct TableRoutes: Sendable {

@@ -10,8 +10,10 @@ struct PolicyTables {
         let policies: [AssignedPolicy]
         let v4: [EgressPolicyRoutes.Entry]
         let v6: [EgressPolicyRoutes.Entry]
-        /// IPv4 destinations that the table claims, for the firewall.
-        let destinations: FirewallSet
+        /// The number of the group that the table is in.
+        let group: UInt32
+        /// IPv4 destinations that the table claims.
+        let claimedV4: [ClosedRange<UInt32>]
         /// Prefixes that are claimed, with the place of the policy.
         let claims: [(prefix: IPNetwork, policy: Int)]
         fileprivate(set) var pods: [IPAddress] = []
@@ -21,8 +23,17 @@ struct PolicyTables {
             v6.contains { $0.verdict != .thrown } && pods.contains { $0.family == .v6 }
         }
     }
+    /// Tables of which the same IPv4 destinations are claimed, for the firewall.
+    struct Group {
+        /// Follows from what the policies say, so that it stays when the cluster's own networks change.
+        let number: UInt32
+        let destinations: FirewallSet
+        fileprivate(set) var podsV4: [IPAddress] = []
+    }
     /// By number.
     let tables: [Table]
+    /// By number.
+    let groups: [Group]
     private let placeByAttachment: [String: Int]
 
     /// What a set of policies is numbered by.
@@ -51,10 +62,11 @@ struct PolicyTables {
                     entry = known
                 } else {
                     let v4 = EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v4, family: .v4)
+                    let group = PolicyTables.group(policies)
                     entry = .init(
                         number: number, policies: policies, keptInputs: keptInputs, v4: v4,
                         v6: EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v6, family: .v6),
-                        destinations: PodGuard.destinations(table: number, EgressPolicyRoutes.claimedRanges(v4)),
+                        group: group, claimedV4: memory.shared(EgressPolicyRoutes.claimedRanges(v4), group: group),
                         claims: v4.compactMap { entry in
                             if case .claimed(let index) = entry.verdict { (entry.prefix, index) } else { nil }
                         })
@@ -65,7 +77,7 @@ struct PolicyTables {
                 found.append(
                     Table(
                         number: number, policies: policies, v4: entry.v4, v6: entry.v6,
-                        destinations: entry.destinations, claims: entry.claims))
+                        group: entry.group, claimedV4: entry.claimedV4, claims: entry.claims))
             }
             found[place].pods += attachment.addresses.map(\.address)
             placeByAttachment[attachment.id] = place
@@ -80,6 +92,49 @@ struct PolicyTables {
             return table
         }
         self.placeByAttachment = placeByAttachment.mapValues { newPlace[$0] }
+        groups = PolicyTables.groups(tables, memory: &memory)
+    }
+
+    /// Should two lists of destinations come to the same number, the second one gets the next number that is free.
+    private static func groups(_ tables: [Table], memory: inout PlannerMemory) -> [Group] {
+        var ranges: [UInt32: [ClosedRange<UInt32>]] = [:]
+        var pods: [UInt32: Set<IPAddress>] = [:]
+        for table in tables {
+            var number = table.group
+            while let other = ranges[number], other != table.claimedV4 { number = (number + 1) & PolicyTables.groupNumbers }
+            ranges[number] = table.claimedV4
+            pods[number, default: []].formUnion(table.podsV4)
+        }
+        var kept: [UInt32: PlannerMemory.GroupDestinations] = [:]
+        for (number, ranges) in ranges {
+            if let known = memory.groups[number], known.ranges == ranges {
+                kept[number] = known
+            } else {
+                kept[number] = .init(ranges: ranges, set: PodGuard.destinations(group: number, ranges))
+            }
+        }
+        memory.groups = kept
+        return kept.sorted { $0.key < $1.key }.map { number, entry in
+            Group(number: number, destinations: entry.set, podsV4: (pods[number] ?? []).sorted())
+        }
+    }
+
+    /// 31 bits: `FirewallSet.noChain` is not among them.
+    private static let groupNumbers: UInt32 = 0x7FFF_FFFF
+
+    /// A number for what the policies claim, whatever of it is kept: FNV-1a over its ranges.
+    private static func group(_ policies: [AssignedPolicy]) -> UInt32 {
+        var hash: UInt32 = 2_166_136_261
+        let claimed = EgressPolicyRoutes.claimedRanges(
+            EgressPolicyRoutes.verdicts(policies: policies, kept: [], family: .v4))
+        for range in claimed {
+            for bound in [range.lowerBound, range.upperBound] {
+                for shift in stride(from: UInt32(0), to: 32, by: 8) {
+                    hash = (hash ^ (bound >> shift & 0xFF)) &* 16_777_619
+                }
+            }
+        }
+        return hash & groupNumbers
     }
 
     func table(of attachment: Attachment) -> Table? { placeByAttachment[attachment.id].map { tables[$0] } }

@@ -78,6 +78,77 @@ extension KernelNamespace {
             #expect(FirewallChange.between(try firewall.read(), wanted) == .none)
         }
 
+        /// Pods with one policy each; of the first two the same destinations are claimed.
+        private func firewall(pods: [Int]) throws -> FirewallTable {
+            let destinations = ["0.0.0.0/0", "0.0.0.0/0", "203.0.113.0/24", "198.51.100.0/24"]
+            var inventory = TestCluster.inventory
+            inventory.policies = destinations.enumerated().map { number, destination in
+                TestCluster.policy("p\(number)", app: "p\(number)", destinations: [destination])
+            }
+            let attachments = pods.map { number in
+                Attachment(
+                    containerID: "c\(number)", interfaceName: "eth0", podNamespace: "default", podName: "p\(number)",
+                    addresses: [IPNetwork(host: IPAddress(v4: 0x0AF4_0140 + UInt32(number)))],
+                    labels: ["app": "p\(number)"])
+            }
+            let plan = Planner.plan(
+                configuration: Configuration(), localFacts: LocalFacts(nodeName: "n1"), inventory: inventory,
+                attachments: attachments)
+            return try #require(plan.host.firewall)
+        }
+
+        /// Whatever pods come and go: chains and sets that stay are not made anew, and each change is one transaction that the
+        /// kernel takes.
+        @Test func aPodOfAnotherPolicyChangesElementsOnly() throws {
+            let socket = try FirewallSocket()
+            var before = try firewall(pods: [0])
+            try socket.apply(.replace, wanted: before)
+            defer { try? socket.apply(.delete, wanted: nil) }
+            for pods in [[0, 1], [0, 1, 2], [1, 2], [1, 2, 3], [3], [0, 3], [0], [], [2]] {
+                let wanted = try firewall(pods: pods)
+                let change = FirewallChange.between(before, wanted)
+                guard case .edit(let edit) = change else {
+                    Issue.record("\(pods): \(change.operations)")
+                    return
+                }
+                for chain in edit.chains {
+                    switch chain {
+                    case .rewrite(let chain): Issue.record("\(pods): the rules of \(chain.name) are made anew")
+                    case .append(_, let name): Issue.record("\(pods): \(name) gets another rule")
+                    case .add, .remove: break
+                    }
+                }
+                if pods == [0, 1] {
+                    #expect(edit.chains == [] && edit.newSets == [], "the two pods' destinations are the same")
+                    #expect(edit.added.values.allSatisfy { $0.count == 1 } && edit.removed.isEmpty)
+                }
+                try socket.apply(change, wanted: wanted)
+                #expect(FirewallChange.between(try socket.read(), wanted) == .none, "\(pods)")
+                before = wanted
+            }
+        }
+
+        /// An element of a verdict map that leads elsewhere is found and put right.
+        @Test func aPodThatIsLedToAnotherChainIsDriftAndRepaired() throws {
+            let wanted = try firewall(pods: [0, 2])
+            let socket = try FirewallSocket()
+            try socket.apply(.replace, wanted: wanted)
+            defer { try? socket.apply(.delete, wanted: nil) }
+            let map = try #require(wanted.sets.first { $0.isVerdictMap })
+            let pod = "\(IPAddress(v4: map.elements[0].first))"
+            for verdict in ["accept", "jump \(FirewallSet.chain(map: map.name, number: map.elements[1].pair))"] {
+                let command =
+                    "nft 'delete element inet culvert \(map.name) { \(pod) }; add element inet culvert \(map.name) { \(pod) : \(verdict) }'"
+                let result = Shell.run(command)
+                #expect(result.status == 0, "\(result.errors)")
+                let change = FirewallChange.between(try socket.read(), wanted)
+                #expect(
+                    change.operations == ["nft add 1 elements to \(map.name)", "nft delete 1 elements of \(map.name)"])
+                try socket.apply(change, wanted: wanted)
+                #expect(FirewallChange.between(try socket.read(), wanted) == .none)
+            }
+        }
+
         /// By nft and by `iptables-nft`; what drops elsewhere than in forward chains is no matter.
         @Test func othersThatDropForwardedPacketsAreFound() throws {
             let chains = try ForeignForwardChains()
