@@ -15,12 +15,16 @@ extension Bench {
     }
 
     static func scale(plugin: String, nodes: [Scale], rounds: Int) throws {
-        func call(_ node: Scale, _ pod: Int, _ verb: String, _ label: String) throws -> Call {
+        var files: Set<String> = []
+        defer { for file in files { unlink(file) } }
+        // No address comes twice within half a second, as with Cilium: until then the connections of the pod that had it before
+        // are not forgotten, and an ADD would wait for that.
+        func call(_ node: Scale, _ pod: Int, _ verb: String, _ label: String, address: String) throws -> Call {
             let namespace = "/run/netns/\(node.prefix)-x\(pod)"
-            let address = "10.244.1.\(200 + pod)"
             let stdin = try write(
                 #"{"cniVersion":"1.0.0","name":"net","type":"culvert","socket":"\#(node.socket)","timeoutSeconds":60,"prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"\#(namespace)"}],"ips":[{"address":"\#(address)/32","gateway":"10.244.1.1","interface":0}],"routes":[{"dst":"0.0.0.0/0"}]}}"#,
-                "scale-\(node.prefix)-\(pod)")
+                "scale-\(node.prefix)-\(address)")
+            files.insert(stdin)
             return Call(
                 name: "\(node.name) \(verb)", program: plugin,
                 environment: [
@@ -33,14 +37,13 @@ extension Bench {
             ("ADD of the first pod of its policy", { $0.first }, nodes.map { _ in [] }),
         ]
         for (kind, sample) in samples.enumerated() {
-            let calls = try nodes.map {
-                (add: try call($0, 0, "ADD", sample.label($0)), del: try call($0, 0, "DEL", sample.label($0)))
-            }
             for round in 0..<(rounds + 5) {
-                for (index, call) in calls.enumerated() {
-                    let value = time(call.add)
+                for (index, node) in nodes.enumerated() {
+                    let (label, address) = (sample.label(node), "10.244.\(7 + kind).\(round)")
+                    let add = try call(node, 0, "ADD", label, address: address)
+                    let value = time(add)
                     if round >= 5 { samples[kind].values[index].append(value) }
-                    _ = time(call.del)
+                    _ = time(try call(node, 0, "DEL", label, address: address))
                 }
             }
         }
@@ -55,18 +58,19 @@ extension Bench {
         }
         // Sixteen at a time.
         for node in nodes {
-            let one = try call(node, 0, "ADD", node.beside)
-            let calls = try (0..<16).map {
-                (try call(node, $0, "ADD", node.beside), try call(node, $0, "DEL", node.beside))
-            }
             var single: [Double] = []
             var together: [Double] = []
-            for _ in 0..<15 {
-                single.append(time(one))
-                _ = time(calls[0].1)
+            for round in 0..<15 {
+                func calls(_ verb: String) throws -> [Call] {
+                    try (0..<16).map { try call(node, $0, verb, node.beside, address: "10.244.9.\(16 * round + $0)") }
+                }
+                let address = "10.244.10.\(round)"
+                single.append(time(try call(node, 0, "ADD", node.beside, address: address)))
+                _ = time(try call(node, 0, "DEL", node.beside, address: address))
+                let adds = try calls("ADD")
                 let clock = ContinuousClock()
                 let start = clock.now
-                let pids = calls.map { spawn($0.0) }
+                let pids = adds.map { spawn($0) }
                 for pid in pids {
                     var status: Int32 = 0
                     while waitpid(pid, &status, 0) < 0 {}
@@ -74,13 +78,12 @@ extension Bench {
                     together.append(
                         Double(elapsed.components.attoseconds) / 1e12 + Double(elapsed.components.seconds) * 1e6)
                 }
-                for call in calls { _ = time(call.1) }
+                for call in try calls("DEL") { _ = time(call) }
             }
             ratio(
                 "\(node.name): 16 ADDs at a time / one, p50", percentile(together, 0.5), percentile(single, 0.5),
                 goal: 4)
         }
-        for node in nodes { for pod in 0..<16 { unlink("/tmp/culvert-bench-\(getpid())-scale-\(node.prefix)-\(pod)") } }
     }
 
     /// Starts a call and does not wait for it.

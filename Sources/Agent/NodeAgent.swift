@@ -71,6 +71,7 @@ public actor NodeAgent {
     private var plannedFacts: LocalFacts?
     var attachments: [String: Attachment] = [:]
     var servedADDs = ServedADDs()
+    var waitingADDs: [WaitingADD] = []
     /// What pods have that never had an ADD.
     private var adopted = AttachmentStore.Adopted()
     /// Why pods were adopted, by attachment, as people were told last.

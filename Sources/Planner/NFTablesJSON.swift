@@ -56,7 +56,8 @@ enum NFTablesJSON {
         }
         return .make(
             ("family", .string("inet")), ("name", .string(set.name)), ("table", .string(Ownership.firewallTable)),
-            ("type", type), ("map", set.isVerdictMap ? .string("verdict") : nil), ("size", set.dynamicSize.map { .integer(Int64($0)) }),
+            ("type", type), ("map", set.isVerdictMap ? .string("verdict") : nil),
+            ("size", set.dynamicSize.map { .integer(Int64($0)) }),
             ("flags", flags.map { .array([.string($0)]) }),
             ("elem", elements.isEmpty ? nil : .array(elements)))
     }

@@ -62,7 +62,8 @@ enum PodGuard {
         }
         let all = FirewallSet(
             name: pods, key: .address, interval: false, elements: chains.keys.map { .init(first: $0, last: $0) })
-        return [all] + tables.groups.map(\.destinations) + Map.allCases.map { FirewallSet(map: $0.rawValue, chains: chains) }
+        return [all] + tables.groups.map(\.destinations)
+            + Map.allCases.map { FirewallSet(map: $0.rawValue, chains: chains) }
     }
 
     /// What is claimed of the pods of a group.

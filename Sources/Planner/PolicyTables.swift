@@ -101,7 +101,9 @@ struct PolicyTables {
         var pods: [UInt32: Set<IPAddress>] = [:]
         for table in tables {
             var number = table.group
-            while let other = ranges[number], other != table.claimedV4 { number = (number + 1) & PolicyTables.groupNumbers }
+            while let other = ranges[number], other != table.claimedV4 {
+                number = (number + 1) & PolicyTables.groupNumbers
+            }
             ranges[number] = table.claimedV4
             pods[number, default: []].formUnion(table.podsV4)
         }

@@ -29,7 +29,8 @@ extension KernelNamespace {
 
         /// Addresses, connections, buckets; with which of the two ways the kernel has less to do.
         @Test(arguments: [
-            (1, 10, 262_144, false), (1, 200_000, 262_144, true), (16, 10, 262_144, false), (16, 200_000, 262_144, true),
+            (1, 10, 262_144, false), (1, 200_000, 262_144, true), (16, 10, 262_144, false),
+            (16, 200_000, 262_144, true),
             (64, 200_000, 262_144, false), (1, 0, 0, false),
         ])
         func theSoonerWayIsTaken(_ addresses: Int, _ connections: Int, _ buckets: Int, _ isFiltered: Bool) {

@@ -9,13 +9,111 @@ import Planner
 import Reconcile
 
 /// ADD: from a request to routing that is in place.
+///
+/// ADDs that come while another one is served are served together: one plan, and one change of the kernel, for all of them.
+/// Each has an outcome of its own.
 extension NodeAgent {
+    typealias Answer = Result<[CNIResult.AddedRoute], CNIError>
+
+    /// An ADD that waits for its turn.
+    struct WaitingADD {
+        let request: HelperRequest
+        let pod: PodNetwork
+        /// By which it is undone, should nobody take the answer.
+        let call: UInt64
+        let answer: CheckedContinuation<Answer, Never>
+    }
+
+    /// An ADD that is being served.
+    private struct ServedADD {
+        let add: WaitingADD
+        let interface: KernelLink
+        var attachment: Attachment
+        /// What the container had before.
+        let before: Attachment?
+        /// Others that had one of its addresses.
+        let displaced: [Attachment]
+        var id: String { attachment.id }
+    }
+
     /// Programs the pod's routing, and answers only when all of it is in place and on disk.
     ///
     /// - Parameter call: by which it is undone, should nobody take the answer.
     func add(
         _ request: HelperRequest, _ pod: PodNetwork, call: UInt64
-    ) throws(CNIError) -> [CNIResult.AddedRoute] {
+    ) async throws(CNIError) -> [CNIResult.AddedRoute] {
+        let answer = await withCheckedContinuation { continuation in
+            waitingADDs.append(WaitingADD(request: request, pod: pod, call: call, answer: continuation))
+            if waitingADDs.count == 1 { Task { serveWaitingADDs() } }
+        }
+        return try answer.get()
+    }
+
+    private func serveWaitingADDs() {
+        let waiting = waitingADDs
+        waitingADDs = []
+        var adds: [ServedADD] = []
+        var claimed: Set<String> = []
+        for add in waiting {
+            // Of two for one container, or with one address, the second finds what the first has left.
+            let names = Set(add.request.addresses + ["\(add.request.containerID)_\(add.request.interfaceName)"])
+            guard claimed.isDisjoint(with: names) else {
+                waitingADDs.append(add)
+                continue
+            }
+            claimed.formUnion(names)
+            do throws(CNIError) { adds.append(try begin(add)) } catch { add.answer.resume(returning: .failure(error)) }
+        }
+        if !waitingADDs.isEmpty { Task { serveWaitingADDs() } }
+        if !adds.isEmpty { serve(adds) }
+    }
+
+    private func serve(_ all: [ServedADD]) {
+        replan()
+        let refusals = Dictionary(
+            plan.attachments.filter { !$0.refusal.isEmpty }.map { ($0.attachment.id, $0.refusal) },
+            uniquingKeysWith: { first, _ in first })
+        var adds: [ServedADD] = []
+        var failed: [(add: ServedADD, error: CNIError)] = []
+        // Nobody is told of a failure before the kernel is as if there had been no such ADD.
+        defer {
+            for (add, error) in failed { add.add.answer.resume(returning: .failure(error)) }
+        }
+        for add in all {
+            if let refusal = refusals[add.id] {
+                undo(add)
+                failed.append((add, CNIError(.policyRefused, refusal)))
+            } else {
+                adds.append(add)
+            }
+        }
+        guard !adds.isEmpty else { return converge("an ADD was undone") }
+        let outcome: ApplyOutcome
+        do {
+            let reason = "ADD of \(adds.map(\.id).joined(separator: ", "))"
+            guard let done = try tryToConverge(reason, isPlanned: adds.count == all.count) else {
+                throw NetlinkError(operation: "planning", code: EAGAIN, kernelMessage: "the inventory is not known")
+            }
+            outcome = done
+        } catch {
+            for add in adds { failed.append((add, fail(add, error))) }
+            return converge("an ADD was undone")
+        }
+        let refused = failed.count
+        for add in adds {
+            do {
+                let routes = try finish(add, outcome)
+                add.add.answer.resume(returning: .success(routes))
+            } catch {
+                failed.append((add, fail(add, error)))
+            }
+        }
+        if failed.count > refused { converge("an ADD was undone") }
+    }
+
+    /// Makes the attachment one of this node's, so that the next plan has it.
+    private func begin(_ add: WaitingADD) throws(CNIError) -> ServedADD {
+        let request = add.request
         var addresses: [IPNetwork] = []
         for text in request.addresses {
             guard let address = IPNetwork(text).flatMap({ _ in IPAddress(String(text.split(separator: "/")[0])) })
@@ -28,7 +126,7 @@ extension NodeAgent {
         }
         let interface: KernelLink
         do {
-            guard let found = try pod.interface(request.interfaceName) else {
+            guard let found = try add.pod.interface(request.interfaceName) else {
                 throw NetlinkError(operation: "ip link show dev \(request.interfaceName)", code: ENODEV)
             }
             interface = found
@@ -56,76 +154,76 @@ extension NodeAgent {
 
         // A DEL that is not served yet is of an earlier attachment of this container, and must not end this one.
         drainDeletions(of: attachment.id)
-        let before = attachments
-        for old in attachments.values
-        where old.id != attachment.id && old.addresses.contains(where: addresses.contains) {
+        let before = attachments[attachment.id]
+        let displaced = attachments.values.filter { old in
+            old.id != attachment.id && old.addresses.contains(where: addresses.contains)
+        }
+        for old in displaced {
             logger.notice(
                 "another attachment has its address now: the attachment has ended",
                 metadata: ["attachment": "\(old.id)", "by": "\(attachment.id)"])
             attachments[old.id] = nil
             if old.podUID != attachment.podUID { forgetPod(of: old) }
         }
-        if known == nil, request.labels.isEmpty, let old = before[attachment.id], old.podUID == attachment.podUID {
-            (attachment.labels, attachment.serviceAccount) = (old.labels, old.serviceAccount)
+        if known == nil, request.labels.isEmpty, let before, before.podUID == attachment.podUID {
+            (attachment.labels, attachment.serviceAccount) = (before.labels, before.serviceAccount)
         }
         // A repeated ADD of a live pod keeps what the pod has, should a policy be refused by now.
-        attachment.assignment = before[attachment.id]?.assignment
-        attachment.grantedAnnotation = before[attachment.id].map(\.grantedAnnotation) ?? ""
+        attachment.assignment = before?.assignment
+        attachment.grantedAnnotation = before.map(\.grantedAnnotation) ?? ""
         attachments[attachment.id] = attachment
         // A new sandbox of the same pod. The API may still show an address of the one before it.
         endedPods.takeBack(attachment.podUID, addresses.map(\.address))
-        func undo() {
-            for old in before.values where attachments[old.id] == nil {
-                endedPods.takeBack(old.podUID, old.addresses.map(\.address))
-            }
-            attachments = before
-            converge("an ADD was undone")
+        return ServedADD(add: add, interface: interface, attachment: attachment, before: before, displaced: displaced)
+    }
+
+    /// Routing is in place, as far as the kernel let us: puts the routes into the pod, and the attachment on disk.
+    private func finish(_ add: ServedADD, _ outcome: ApplyOutcome) throws -> [CNIResult.AddedRoute] {
+        var attachment = add.attachment
+        guard let entry = plan.attachments.first(where: { $0.attachment.id == attachment.id }) else {
+            throw NetlinkError(
+                operation: "planning", code: EAGAIN, kernelMessage: "the attachment is not in the plan")
         }
-        if let refusal = refusal(of: attachment) {
-            undo()
-            throw CNIError(.policyRefused, refusal)
+        if !entry.policies.isEmpty,
+            let problem = outcome.problem(
+                of: attachment.addresses.map(\.address), table: entry.table, in: plan.host)
+        {
+            throw NetlinkError(operation: "routing of \(attachment.displayName)", code: EIO, kernelMessage: problem)
         }
-        do {
-            guard let outcome = try tryToConverge("ADD of \(attachment.id)", isPlanned: true),
-                let entry = plan.attachments.first(where: { $0.attachment.id == attachment.id })
-            else {
-                throw NetlinkError(
-                    operation: "planning", code: EAGAIN, kernelMessage: "the attachment is not in the plan")
-            }
-            if !entry.policies.isEmpty,
-                let problem = outcome.problem(
-                    of: attachment.addresses.map(\.address), table: entry.table, in: plan.host)
-            {
-                throw NetlinkError(operation: "routing of \(attachment.displayName)", code: EIO, kernelMessage: problem)
-            }
-            attachment.assignment = entry.assigned
-            attachment.grantedAnnotation = entry.grantedAnnotation
-            let routes = try pod.setRoutes(
-                entry.podRoutes.map { ($0.destination, $0.mtu) }, interface: interface.index)
-            for route in routes { attachment.podRoutes[route.destination] = route.mtu }
-            attachments[attachment.id] = attachment
-            try store.save(attachment)
-            for id in before.keys where attachments[id] == nil { store.remove(id) }
-            servedADDs.note(attachment.id, call: call, before: before[attachment.id])
-            warnOfNobody(attachment, entry)
-            learnDefaultPolicy(request.defaultPolicy)
-            return routes.map {
-                CNIResult.AddedRoute(
-                    destination: $0.destination.description, gateway: $0.gateway?.description ?? "", mtu: Int64($0.mtu))
-            }
-        } catch {
-            undo()
-            // A live pod whose ADD came once more keeps its routes.
-            if before[attachment.id] == nil { _ = try? pod.setRoutes([], interface: interface.index) }
-            throw CNIError(.datapathFailure, "the pod's routing cannot be programmed", details: "\(error)")
+        attachment.assignment = entry.assigned
+        attachment.grantedAnnotation = entry.grantedAnnotation
+        let routes = try add.add.pod.setRoutes(
+            entry.podRoutes.map { ($0.destination, $0.mtu) }, interface: add.interface.index)
+        for route in routes { attachment.podRoutes[route.destination] = route.mtu }
+        attachments[attachment.id] = attachment
+        try store.save(attachment)
+        for old in add.displaced where attachments[old.id] == nil { store.remove(old.id) }
+        servedADDs.note(attachment.id, call: add.add.call, before: add.before)
+        warnOfNobody(attachment, entry)
+        learnDefaultPolicy(add.add.request.defaultPolicy)
+        return routes.map {
+            CNIResult.AddedRoute(
+                destination: $0.destination.description, gateway: $0.gateway?.description ?? "", mtu: Int64($0.mtu))
         }
     }
 
-    /// Why this attachment must not start; nil where it may.
-    private func refusal(of attachment: Attachment) -> String? {
-        replan()
-        let entry = plan.attachments.first { $0.attachment.id == attachment.id }
-        return entry.flatMap { $0.refusal.isEmpty ? nil : $0.refusal }
+    /// Takes back all that was done for this ADD but what the kernel has of it.
+    ///
+    /// - Returns: what its caller is told.
+    private func fail(_ add: ServedADD, _ error: any Error) -> CNIError {
+        undo(add)
+        // A live pod whose ADD came once more keeps its routes.
+        if add.before == nil { _ = try? add.add.pod.setRoutes([], interface: add.interface.index) }
+        return CNIError(.datapathFailure, "the pod's routing cannot be programmed", details: "\(error)")
+    }
+
+    /// Takes back what `begin` has done. The kernel follows with the next plan.
+    private func undo(_ add: ServedADD) {
+        attachments[add.id] = add.before
+        for old in add.displaced {
+            attachments[old.id] = old
+            endedPods.takeBack(old.podUID, old.addresses.map(\.address))
+        }
     }
 
     /// A pod is not judged by an inventory that is not known completely.

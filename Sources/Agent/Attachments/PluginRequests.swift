@@ -27,7 +27,7 @@ extension NodeAgent {
                 try await waitForInventory(request)
                 try await identify(request)
                 await waitUntilForgotten(request)
-                do throws(CNIError) { return .done(routes: try add(request, pod, call: call)) } catch {
+                do throws(CNIError) { return .done(routes: try await add(request, pod, call: call)) } catch {
                     if error.code == CNIError.Code.policyRefused.rawValue { record(error, request) }
                     throw error
                 }
