@@ -17,6 +17,7 @@ enum Bench {
         case "routes": try routes(rounds: 7)
         case "mesh": mesh()
         case "egress": egress()
+        case "plans": plans()
         case "scale":
             let nodes = arguments.dropFirst(2).map { argument in
                 let parts = argument.split(separator: "|").map(String.init)

@@ -9,30 +9,86 @@ public struct AssignedPolicy: Equatable, Sendable {
         /// The policy is refused, for this reason, and the pod never had it: what it claims is unreachable.
         case held(String)
     }
-    public let source: EgressPolicy.Source
-    public let name: String
-    public let destinations: [IPNetwork]
+    public var source: EgressPolicy.Source { shared.source }
+    public var name: String { shared.name }
+    public var destinations: [IPNetwork] { shared.destinations }
     /// Taken away from this policy's own destinations only.
-    public let exclusions: [IPNetwork]
+    public var exclusions: [IPNetwork] { shared.exclusions }
     /// Who may be its gateway, in the pod's order of preference.
-    public let candidates: [GatewayCandidate]
+    public var candidates: [GatewayCandidate] { shared.candidates }
     /// Which choice of candidates this is, where pods of one policy have different ones (`mode: spread`): the first two. Empty:
     /// all pods have the same.
-    public let spread: String
+    public var spread: String { shared.spread }
     /// A preferred candidate that is up again takes back what it had.
-    public let takesBack: Bool
+    public var takesBack: Bool { shared.takesBack }
     /// Between two echoes, milliseconds, and how many may be missing. Within the bounds of `HealthChecks`, whatever a file says.
-    public let interval: Int
-    public let multiplier: Int
-    public let standing: Standing
+    public var interval: Int { shared.interval }
+    public var multiplier: Int { shared.multiplier }
+    public var standing: Standing { shared.standing }
     /// The key of the policy's next hop: the policy's slot and the gateways that it may use. The active gateway may
     /// change under one number. Another set of gateways gets another number, so that no pod meets a gateway of another
     /// pod while pods and policies change at the same time.
-    public let slot: String
+    public var slot: String { shared.slot }
     /// The slot whatever the gateways are: an active gateway is sticky in one place.
-    public let place: String
+    public var place: String { shared.place }
     /// What a table is numbered by: the slot, and all that it claims.
-    public let content: String
+    public var content: String { shared.content }
+
+    /// All of it, in one place that copies share: a plan has each policy many times.
+    private final class Shared: Sendable {
+        let source: EgressPolicy.Source
+        let name: String
+        let destinations: [IPNetwork]
+        let exclusions: [IPNetwork]
+        let candidates: [GatewayCandidate]
+        let spread: String
+        let takesBack: Bool
+        let interval: Int
+        let multiplier: Int
+        let standing: Standing
+        let slot: String
+        let place: String
+        let content: String
+
+        init(
+            source: EgressPolicy.Source,
+            name: String,
+            destinations: [IPNetwork],
+            exclusions: [IPNetwork],
+            candidates: [GatewayCandidate],
+            spread: String,
+            takesBack: Bool,
+            interval: Int,
+            multiplier: Int,
+            standing: Standing,
+            slot: String,
+            place: String,
+            content: String
+        ) {
+            self.source = source
+            self.name = name
+            self.destinations = destinations
+            self.exclusions = exclusions
+            self.candidates = candidates
+            self.spread = spread
+            self.takesBack = takesBack
+            self.interval = interval
+            self.multiplier = multiplier
+            self.standing = standing
+            self.slot = slot
+            self.place = place
+            self.content = content
+        }
+    }
+    private let shared: Shared
+
+    public static func == (a: Self, b: Self) -> Bool {
+        if a.shared === b.shared { return true }
+        return a.content == b.content && a.destinations == b.destinations && a.exclusions == b.exclusions
+            && a.candidates == b.candidates && a.source == b.source && a.name == b.name && a.spread == b.spread
+            && a.takesBack == b.takesBack && a.interval == b.interval && a.multiplier == b.multiplier
+            && a.standing == b.standing
+    }
 
     public init(
         source: EgressPolicy.Source, name: String, destinations: [IPNetwork], exclusions: [IPNetwork] = [],
@@ -40,16 +96,6 @@ public struct AssignedPolicy: Equatable, Sendable {
         interval: Int = HealthChecks().interval, multiplier: Int = HealthChecks().multiplier,
         standing: Standing = .inForce
     ) {
-        self.source = source
-        self.name = name
-        self.destinations = destinations
-        self.exclusions = exclusions
-        self.candidates = candidates
-        self.spread = spread
-        self.takesBack = takesBack
-        self.interval = interval.clamped(to: HealthChecks.intervals)
-        self.multiplier = multiplier.clamped(to: HealthChecks.multipliers)
-        self.standing = standing
         var hash = Hash()
         // In an order of their own: which is preferred may change under one number.
         for candidate in candidates.map({ ($0.node, $0.egress.text) }).sorted(by: <) {
@@ -57,13 +103,16 @@ public struct AssignedPolicy: Equatable, Sendable {
             hash.add(candidate.1)
         }
         let place = "\(source.rawValue)/\(name)#\(spread.isEmpty ? "0" : spread)"
-        self.place = place
-        slot = "\(place)@\(hash.text)"
+        let slot = "\(place)@\(hash.text)"
         for network in destinations { hash.add(network) }
         hash.add("except")
         for network in exclusions { hash.add(network) }
         if case .held = standing { hash.add("held") }
-        content = "\(place)@\(hash.text)"
+        shared = Shared(
+            source: source, name: name, destinations: destinations, exclusions: exclusions, candidates: candidates,
+            spread: spread, takesBack: takesBack, interval: interval.clamped(to: HealthChecks.intervals),
+            multiplier: multiplier.clamped(to: HealthChecks.multipliers), standing: standing, slot: slot, place: place,
+            content: "\(place)@\(hash.text)")
     }
 
     /// FNV-1a, 64 bits (draft-eastlake-fnv, section 2): tells two contents of one policy apart.

@@ -13,6 +13,20 @@ public struct GatewayActivation: Equatable, Sendable {
         /// (`NextHops.wayKey`).
         public var ways: [String: String] = [:]
         public init() {}
+
+        /// Slots, and places of slots, of which the two say something else.
+        func difference(from other: Self) -> (slots: Set<String>, places: Set<String>) {
+            (
+                Previous.keys(decided, other.decided).union(Previous.keys(ways, other.ways)),
+                Previous.keys(places, other.places)
+            )
+        }
+        private static func keys<Value: Equatable>(_ a: [String: Value], _ b: [String: Value]) -> Set<String> {
+            var keys: Set<String> = []
+            for (key, value) in a where b[key] != value { keys.insert(key) }
+            for key in b.keys where a[key] == nil { keys.insert(key) }
+            return keys
+        }
     }
 
     /// By slot; one without any candidate that can be reached is not in it, and what it claims is unreachable.
@@ -27,22 +41,29 @@ public struct GatewayActivation: Equatable, Sendable {
     ) {
         if let before { self = before }
         for policy in policies where choices[policy.slot] == nil {
-            let candidates = policy.candidates.filter { address($0.node) != nil }
-            if candidates.isEmpty { continue }
-            switch previous.decided[policy.slot] {
-            case .allDown?: choices[policy.slot] = .allDown
-            case .gateway(let candidate)? where candidates.contains(candidate):
-                choices[policy.slot] = .gateway(candidate)
-            default:
-                let there = previous.ways[policy.slot].flatMap { way in
-                    candidates.first { candidate in
-                        address(candidate.node).map { NextHops.wayKey($0, EgressIdentity(candidate.egress)) } == way
-                    }
+            decide(policy, health: health, previous: previous, address: address)
+        }
+    }
+
+    /// Decides on the slot of this policy, whatever was decided on it.
+    mutating func decide(
+        _ policy: AssignedPolicy, health: GatewayHealth, previous: Previous, address: (String) -> IPAddress?
+    ) {
+        let candidates = policy.candidates.filter { address($0.node) != nil }
+        if candidates.isEmpty { return }
+        switch previous.decided[policy.slot] {
+        case .allDown?: choices[policy.slot] = .allDown
+        case .gateway(let candidate)? where candidates.contains(candidate):
+            choices[policy.slot] = .gateway(candidate)
+        default:
+            let there = previous.ways[policy.slot].flatMap { way in
+                candidates.first { candidate in
+                    address(candidate.node).map { NextHops.wayKey($0, EgressIdentity(candidate.egress)) } == way
                 }
-                choices[policy.slot] = GatewayActivation.choose(
-                    candidates, takesBack: policy.takesBack, health: health,
-                    previous: there ?? previous.places[policy.place])
             }
+            choices[policy.slot] = GatewayActivation.choose(
+                candidates, takesBack: policy.takesBack, health: health,
+                previous: there ?? previous.places[policy.place])
         }
     }
 

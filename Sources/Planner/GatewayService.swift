@@ -24,7 +24,8 @@ struct GatewayService {
         // What goes out with each.
         var destinations: [EgressSpecification: [[IPNetwork]]] = [:]
         var intervals: [EgressSpecification: Int] = [:]
-        for entry in catalogue.entries {
+        for place in catalogue.servedHere {
+            let entry = catalogue.entries[place]
             let policy: AssignedPolicy
             let egresses: [EgressSpecification]
             if let candidates = entry.candidates {

@@ -66,22 +66,92 @@ public struct AttachmentPlan: Equatable, Sendable {
 
 /// What became of one policy.
 public struct PolicyPlan: Equatable, Sendable {
-    public let name: String
-    public let source: EgressPolicy.Source
+    public var name: String { shared.name }
+    public var source: EgressPolicy.Source { shared.source }
     /// The gateway that is active; nil: there is none.
-    public let gateway: String?
+    public var gateway: String? { shared.gateway }
     /// Nodes that may be its gateway, in order of preference.
-    public let candidates: [String]
+    public var candidates: [String] { shared.candidates }
     /// The same for every node, whatever the policy's locality says; in order of name.
-    public let allCandidates: [String]
+    public var allCandidates: [String] { shared.allCandidates }
     /// Each pod has a gateway of its own: `gateway` is the first by preference.
-    public let isSpread: Bool
+    public var isSpread: Bool { shared.isSpread }
     /// This node is the gateway.
-    public let isLocalGateway: Bool
-    public let egressAddress: IPAddress?
-    public let destinations: [IPNetwork]
-    public internal(set) var attachments: Int
-    public let standing: Standing
+    public var isLocalGateway: Bool { shared.isLocalGateway }
+    public var egressAddress: IPAddress? { shared.egressAddress }
+    public var destinations: [IPNetwork] { shared.destinations }
+    public var standing: Standing { shared.standing }
+    public internal(set) var attachments = 0
+
+    /// All that does not depend on pods, in one place that copies share: every plan has all policies.
+    private final class Shared: Sendable {
+        let name: String
+        let source: EgressPolicy.Source
+        let gateway: String?
+        let candidates: [String]
+        let allCandidates: [String]
+        let isSpread: Bool
+        let isLocalGateway: Bool
+        let egressAddress: IPAddress?
+        let destinations: [IPNetwork]
+        let standing: Standing
+
+        init(
+            name: String,
+            source: EgressPolicy.Source,
+            gateway: String?,
+            candidates: [String],
+            allCandidates: [String],
+            isSpread: Bool,
+            isLocalGateway: Bool,
+            egressAddress: IPAddress?,
+            destinations: [IPNetwork],
+            standing: Standing
+        ) {
+            self.name = name
+            self.source = source
+            self.gateway = gateway
+            self.candidates = candidates
+            self.allCandidates = allCandidates
+            self.isSpread = isSpread
+            self.isLocalGateway = isLocalGateway
+            self.egressAddress = egressAddress
+            self.destinations = destinations
+            self.standing = standing
+        }
+    }
+    private let shared: Shared
+
+    init(
+        name: String,
+        source: EgressPolicy.Source,
+        gateway: String?,
+        candidates: [String],
+        allCandidates: [String],
+        isSpread: Bool,
+        isLocalGateway: Bool,
+        egressAddress: IPAddress?,
+        destinations: [IPNetwork],
+        standing: Standing
+    ) {
+        shared = Shared(
+            name: name, source: source, gateway: gateway, candidates: candidates, allCandidates: allCandidates, isSpread: isSpread, isLocalGateway: isLocalGateway, egressAddress: egressAddress, destinations: destinations, standing: standing)
+    }
+
+    public static func == (a: Self, b: Self) -> Bool {
+        a.attachments == b.attachments
+            && (a.shared === b.shared
+                || a.name == b.name
+                    && a.source == b.source
+                    && a.gateway == b.gateway
+                    && a.candidates == b.candidates
+                    && a.allCandidates == b.allCandidates
+                    && a.isSpread == b.isSpread
+                    && a.isLocalGateway == b.isLocalGateway
+                    && a.egressAddress == b.egressAddress
+                    && a.destinations == b.destinations
+                    && a.standing == b.standing)
+    }
 
     /// Whether it is carried out, and why not.
     public enum Standing: Equatable, Sendable {
@@ -138,7 +208,7 @@ public enum Planner {
             inventory, nodeName: facts.nodeName, overlay: configuration.overlay, nodeCIDRs: configuration.nodeCIDRs,
             topologyLabel: configuration.mesh.topologyLabel)
         let node = inventory.nodes[facts.nodeName]
-        let attachments = attachments.sorted { $0.id < $1.id }
+        let attachments = inOrder(attachments)
 
         // Who gets what, and where it goes at the moment.
         let catalogue = memory.policyCatalogue(
@@ -164,9 +234,28 @@ public enum Planner {
         let catalogueOutcome = memory.outcome(
             .init(
                 catalogueGeneration: memory.catalogueGeneration, nodesGeneration: memory.nodes.generation,
-                facts: facts, health: health, previous: previous, cilium: inventory.cilium,
+                facts: facts, health: health, cilium: inventory.cilium,
                 services: inventory.services, unreachable: unreachable)
-        ) {
+        ) { known in
+            let (slots, places) = previous.difference(from: known.previous)
+            if slots.isEmpty && places.isEmpty { return }
+            known.previous = previous
+            var changed: Set<Int> = []
+            for slot in slots { changed.formUnion(catalogue.bySlot[slot] ?? []) }
+            for place in places { changed.formUnion(catalogue.byPlace[place] ?? []) }
+            for place in changed {
+                known.activation.decide(
+                    catalogue.entries[place].assigned, health: health, previous: previous, address: ends.address)
+            }
+            let outcome = PlanOutcome(
+                overlay: configuration.overlay, facts: facts, inventory: inventory, catalogue: catalogue,
+                activation: known.activation, service: service)
+            for place in changed {
+                let entry = catalogue.entries[place]
+                let name = "\(entry.policy.source.rawValue)/\(entry.policy.name)"
+                if let index = known.places[name] { known.policies[index] = outcome.policy(entry) }
+            }
+        } make: {
             let activation = GatewayActivation(
                 catalogue.entries.map(\.assigned), health: health, previous: previous, address: ends.address)
             let outcome = PlanOutcome(
@@ -176,7 +265,7 @@ public enum Planner {
             return .init(
                 senders: senders(
                     catalogue.entries.filter { $0.couldSelectHere && $0.refusal.isEmpty }.map(\.assigned), ends: ends),
-                activation: activation, policies: policies,
+                activation: activation, previous: previous, policies: policies,
                 places: Dictionary(
                     policies.enumerated().map { ("\($1.source.rawValue)/\($1.name)", $0) },
                     uniquingKeysWith: { first, _ in first }),
@@ -219,8 +308,7 @@ public enum Planner {
             .union(service.otherInterfaces.keys),
             previous: previousIDs.tables, first: Ownership.firstTable, retired: previousIDs.retired.tables)
         let tables = PolicyTables(
-            attachments: attachments, assignment: assignment, numbers: tableNumbers, kept: kept,
-            keptInputs: keptInputs, memory: &memory)
+            attachments: attachments, assignment: assignment, numbers: tableNumbers, kept: kept, memory: &memory)
 
         plan.served = service.policies
         plan.liveness.targetChecks = targetChecks
@@ -306,6 +394,12 @@ public enum Planner {
             + plan.warnings + catalogueOutcome.warnings + outcome.warnings(plan.attachments)
             + PlanWarnings.ofPace(plan.liveness.sessions)
         return plan
+    }
+
+    /// By ID. An ID is put together from two texts: each once.
+    private static func inOrder(_ attachments: [Attachment]) -> [Attachment] {
+        let ids = attachments.map(\.id)
+        return attachments.indices.sorted { ids[$0] < ids[$1] }.map { attachments[$0] }
     }
 
     /// The policies of the pods here, each slot once, in order of the pods.

@@ -67,19 +67,22 @@ struct PlanOutcome {
 
     /// By name; how many attachments each has is not counted here.
     func policies() -> [PolicyPlan] {
-        catalogue.entries.map { entry in
-            let policy = entry.policy
-            let gateway = activation.gateway(of: entry.assigned)
-            return PolicyPlan(
-                name: policy.name, source: policy.source, gateway: gateway?.node,
-                candidates: entry.assigned.gateways,
-                allCandidates: policy.source == .culvert
-                    ? entry.candidates?.nodes.sorted() ?? [] : entry.assigned.gateways.sorted(),
-                isSpread: policy.isSpread,
-                isLocalGateway: gateway?.node == facts.nodeName,
-                egressAddress: entry.refusal.isEmpty ? egressAddress(gateway) : nil,
-                destinations: policy.destinations, attachments: 0, standing: standing(entry, gateway))
-        }.sorted { ($0.name, $0.source.rawValue) < ($1.name, $1.source.rawValue) }
+        catalogue.entries.map(policy).sorted { ($0.name, $0.source.rawValue) < ($1.name, $1.source.rawValue) }
+    }
+
+    /// What becomes of one policy.
+    func policy(_ entry: PolicyCatalogue.Entry) -> PolicyPlan {
+        let policy = entry.policy
+        let gateway = activation.gateway(of: entry.assigned)
+        return PolicyPlan(
+            name: policy.name, source: policy.source, gateway: gateway?.node,
+            candidates: entry.assigned.gateways,
+            allCandidates: policy.source == .culvert
+                ? entry.candidates?.nodes.sorted() ?? [] : entry.assigned.gateways.sorted(),
+            isSpread: policy.isSpread,
+            isLocalGateway: gateway?.node == facts.nodeName,
+            egressAddress: entry.refusal.isEmpty ? egressAddress(gateway) : nil,
+            destinations: policy.destinations, standing: standing(entry, gateway))
     }
 
     private func standing(_ entry: PolicyCatalogue.Entry, _ gateway: GatewayCandidate?) -> PolicyPlan.Standing {

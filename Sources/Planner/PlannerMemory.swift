@@ -33,6 +33,8 @@ public struct PlannerMemory: Sendable {
     }
     var judged: [String: Judged] = [:]
 
+    /// Grows whenever the networks that keep their normal path are others.
+    private(set) var keptGeneration = 0
     /// Networks that keep their normal path, and what they were made of.
     struct KeptInputs: Equatable, Sendable {
         var configuration: Configuration
@@ -48,7 +50,7 @@ public struct PlannerMemory: Sendable {
     struct Verdicts: Sendable {
         let number: UInt32
         let policies: [AssignedPolicy]
-        var keptInputs: KeptInputs
+        let keptGeneration: Int
         let v4: [EgressPolicyRoutes.Entry]
         let v6: [EgressPolicyRoutes.Entry]
         let group: UInt32
@@ -87,7 +89,6 @@ public struct PlannerMemory: Sendable {
         var nodesGeneration: Int
         var facts: LocalFacts
         var health: GatewayHealth
-        var previous: GatewayActivation.Previous
         var cilium: CiliumSettings?
         var services: ServiceNetworks
         var unreachable: TargetVerdicts
@@ -95,6 +96,8 @@ public struct PlannerMemory: Sendable {
     struct CatalogueOutcome: Sendable {
         var senders: [TunnelLinks.Sender]
         var activation: GatewayActivation
+        /// What was active before when the activation was decided.
+        var previous: GatewayActivation.Previous
         /// By name, each with no attachments.
         var policies: [PolicyPlan]
         /// Places in `policies`, by source and name.
@@ -120,10 +123,16 @@ public struct PlannerMemory: Sendable {
         return value
     }
 
+    /// - Parameter update: brings what was worked out with other previous gateways up to date.
     mutating func outcome(
-        _ inputs: CatalogueOutcomeInputs, _ make: () -> CatalogueOutcome
+        _ inputs: CatalogueOutcomeInputs, update: (inout CatalogueOutcome) -> Void, make: () -> CatalogueOutcome
     ) -> CatalogueOutcome {
-        if let catalogueOutcome, catalogueOutcome.inputs == inputs { return catalogueOutcome.value }
+        if catalogueOutcome?.inputs == inputs, var value = catalogueOutcome?.value {
+            catalogueOutcome = nil
+            update(&value)
+            catalogueOutcome = (inputs, value)
+            return value
+        }
         let value = make()
         catalogueOutcome = (inputs, value)
         return value
@@ -135,9 +144,7 @@ public struct PlannerMemory: Sendable {
             configuration: inputs.configuration, inventory: inventory, local: inputs.local, index: nodes,
             others: inputs.others)
         // Where the networks are the same all the same, what was worked out with them still holds.
-        if let kept, kept.value == value {
-            for (key, entry) in verdicts where entry.keptInputs == kept.inputs { verdicts[key]?.keptInputs = inputs }
-        }
+        if kept?.value != value { keptGeneration += 1 }
         kept = (inputs, value)
         return value
     }

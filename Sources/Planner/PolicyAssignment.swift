@@ -140,7 +140,8 @@ public struct PolicyAssignment: Equatable, Sendable {
         private func selected(_ subject: Subject) -> Choice {
             let attachment = subject.attachment
             var choice = Choice()
-            for entry in catalogue.entries {
+            for place in catalogue.maySelect(subject.labels) {
+                let entry = catalogue.entries[place]
                 if entry.refusal.isEmpty {
                     if selects(entry.policy, subject) { choice.policies.append(entry.assigned(to: attachment)) }
                     continue

@@ -2,7 +2,7 @@ import Model
 
 /// Every policy with what becomes of it on this node, before any pod is looked at: refused or not, and its candidates.
 struct PolicyCatalogue: Sendable {
-    struct Entry: Sendable {
+    final class Entry: Sendable {
         let policy: EgressPolicy
         /// What a pod that the policy selects gets: in force, or, of a refused policy, held. Where pods have different choices
         /// of candidates, `assigned(to:)` has the pod's own.
@@ -13,6 +13,18 @@ struct PolicyCatalogue: Sendable {
         let refusal: String
         /// False when every selector is for other nodes.
         let couldSelectHere: Bool
+
+        init(
+            policy: EgressPolicy, assigned: AssignedPolicy, candidates: GatewayCandidates?, refusal: String,
+            couldSelectHere: Bool
+        ) {
+            self.policy = policy
+            self.assigned = assigned
+            self.candidates = candidates
+            self.refusal = refusal
+            self.couldSelectHere = couldSelectHere
+        }
+
         /// The policy's own nodeSelectors, for a message.
         var nodeSelectors: String {
             Set(policy.selectors.compactMap { $0.node?.description }).sorted().joined(separator: " or ")
@@ -33,6 +45,16 @@ struct PolicyCatalogue: Sendable {
     /// Policies that have more candidates than are used.
     let crowded: [String]
     private let byName: [String: [Int]]
+    /// Places of policies that this node may serve as a gateway: those of which it is a candidate, and refused ones, which it
+    /// may have served before.
+    let servedHere: [Int]
+    private let selectors: SelectorIndex
+    /// Places of policies by their slot, and by the place of their slot.
+    let bySlot: [String: [Int]]
+    let byPlace: [String: [Int]]
+
+    /// Places of the policies whose selectors may match a pod with these labels, in order.
+    func maySelect(_ labels: [String: String]) -> [Int] { selectors.candidates(labels) }
 
     init(configuration: Configuration, nodeName: String, inventory: Inventory, index: inout NodeIndex) {
         self.configuration = configuration
@@ -85,6 +107,10 @@ struct PolicyCatalogue: Sendable {
         self.entries = entries
         self.crowded = crowded
         self.byName = byName
+        servedHere = entries.indices.filter { entries[$0].candidates?.nodes.contains(nodeName) ?? true }
+        selectors = SelectorIndex(entries.map(\.policy))
+        bySlot = Dictionary(grouping: entries.indices) { entries[$0].assigned.slot }
+        byPlace = Dictionary(grouping: entries.indices) { entries[$0].assigned.place }
     }
 
     /// EgressPolicy before CiliumEgressGatewayPolicy; of those, one that is in force before one that is refused.

@@ -42,7 +42,7 @@ struct PolicyTables {
     /// - Parameter numbers: of tables, by key.
     init(
         attachments: [Attachment], assignment: PolicyAssignment, numbers: AssignedIDs.Numbers, kept: KeptNetworks,
-        keptInputs: PlannerMemory.KeptInputs, memory: inout PlannerMemory
+        memory: inout PlannerMemory
     ) {
         var places: [String: Int] = [:]
         var placeByAttachment: [String: Int] = [:]
@@ -58,13 +58,15 @@ struct PolicyTables {
             } else {
                 let known = memory.verdicts[key]
                 let entry: PlannerMemory.Verdicts
-                if let known, known.number == number, known.policies == policies, known.keptInputs == keptInputs {
+                if let known, known.number == number, known.policies == policies,
+                    known.keptGeneration == memory.keptGeneration
+                {
                     entry = known
                 } else {
                     let v4 = EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v4, family: .v4)
                     let group = PolicyTables.group(policies)
                     entry = .init(
-                        number: number, policies: policies, keptInputs: keptInputs, v4: v4,
+                        number: number, policies: policies, keptGeneration: memory.keptGeneration, v4: v4,
                         v6: EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v6, family: .v6),
                         group: group, claimedV4: memory.shared(EgressPolicyRoutes.claimedRanges(v4), group: group),
                         claims: v4.compactMap { entry in
