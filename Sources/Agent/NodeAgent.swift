@@ -40,7 +40,7 @@ public actor NodeAgent {
     nonisolated let logger: Logger
     public nonisolated let source: any InventorySource
     public nonisolated let publisher: any NodePublisher
-    private nonisolated let thread: KernelThread
+    nonisolated let thread: KernelThread
     public nonisolated var unownedExecutor: UnownedSerialExecutor { thread.asUnownedSerialExecutor() }
     let store: AttachmentStore
     let reconciler: Reconciler

@@ -113,12 +113,17 @@ public final class PluginServer: Sendable {
                 }
                 defer { if request.command == .add { server.placesOfADDs.signal() } }
                 let number = server.calls.add(1, ordering: .relaxed).newValue
-                let response = Call.wait { [self] in
-                    await server.agent.serve(
-                        request, descriptor: descriptor, call: number, isAwaited: { !self.hasHungUp })
+                let response = Call.wait { [self] answer in
+                    server.agent.serve(
+                        request, descriptor: descriptor, call: number, isAwaited: { !self.hasHungUp }, answer: answer)
                 }
                 if !send(response), request.command == .add, case .done = response {
-                    Call.wait { [server] in await server.agent.abort(request, call: number) }
+                    Call.wait { [server] done in
+                        Task {
+                            await server.agent.abort(request, call: number)
+                            done(())
+                        }
+                    }
                 }
             } catch {
                 server.logger.warning("refused a call on \(server.path)", metadata: ["error": "\(error.message)"])
@@ -188,19 +193,24 @@ public final class PluginServer: Sendable {
             return true
         }
 
-        /// Waits for asynchronous work. This runs on a dedicated thread, not on one of the cooperative pool.
+        private final class Box<T: Sendable>: Sendable {
+            let value = Mutex<T?>(nil)
+        }
+
+        /// Waits for what another thread works out. This runs on a dedicated thread, not on one of the cooperative pool.
+        ///
+        /// - Parameter begin: begins with it, and returns; its argument is to be called with the result.
         @discardableResult
-        private static func wait<T: Sendable>(_ body: @escaping @Sendable () async -> T) -> T {
+        private static func wait<T: Sendable>(_ begin: (_ finish: @escaping @Sendable (T) -> Void) -> Void) -> T {
             let done = DispatchSemaphore(value: 0)
-            let result = Mutex<T?>(nil)
-            Task {
-                let value = await body()
-                result.withLock { $0 = value }
+            let result = Box<T>()
+            begin { value in
+                result.value.withLock { $0 = value }
                 done.signal()
             }
             while true {
                 done.wait()
-                if let value = result.withLock({ $0 }) { return value }
+                if let value = result.value.withLock({ $0 }) { return value }
             }
         }
     }

@@ -8,6 +8,27 @@ import Planner
 
 /// The calls of the plugin, one by one.
 extension NodeAgent {
+    /// Serves one request for a thread that waits for the answer, without a detour by other threads.
+    ///
+    /// - Parameter answer: called on any thread.
+    nonisolated func serve(
+        _ request: HelperRequest, descriptor: Int32, call: UInt64, isAwaited: @escaping @Sendable () -> Bool,
+        answer: @escaping @Sendable (HelperResponse) -> Void
+    ) {
+        thread.enqueue {
+            self.assumeIsolated {
+                $0.begin(request, descriptor: descriptor, call: call, isAwaited: isAwaited, answer: answer)
+            }
+        }
+    }
+
+    private func begin(
+        _ request: HelperRequest, descriptor: Int32, call: UInt64, isAwaited: @escaping @Sendable () -> Bool,
+        answer: @escaping @Sendable (HelperResponse) -> Void
+    ) {
+        Task { answer(await serve(request, descriptor: descriptor, call: call, isAwaited: isAwaited)) }
+    }
+
     /// Serves one request. `descriptor` is the pod's netlink socket, already checked, or -1; it is closed here.
     ///
     /// - Parameters:
