@@ -24,7 +24,9 @@ extension Bench {
                     labels: ["app": "p\(number % policies)"])
             }
             let pods = (0..<100).map { pod($0) }
-            for (title, extra) in [("beside others", pod(policies > 100 ? policies : 100)), ("first of its policy", pod(500))] {
+            for (title, extra) in [
+                ("beside others", pod(policies > 100 ? policies : 100)), ("first of its policy", pod(500)),
+            ] {
                 var memory = PlannerMemory()
                 var ids = AssignedIDs()
                 var previous = GatewayActivation.Previous()

@@ -156,12 +156,8 @@ extension NodeAgent {
         let prefix = EgressPolicy.Source.culvert.rawValue + "/"
         let slots = Dictionary(
             grouping: plan.liveness.slots.filter { $0.place.hasPrefix(prefix) && !$0.candidates.isEmpty }, by: \.policy)
-        // Of the inventory that was planned.
-        let generations = Dictionary(
-            inventory.policies.filter { $0.source == .culvert }.map { ($0.name, $0.generation) },
-            uniquingKeysWith: { first, _ in first })
         return ours.map { policy in
-            let generation = generations[policy.name] ?? nil
+            let generation = policy.generation
             if policy.refusal != nil {
                 return PolicyReport(
                     name: policy.name, activeGateways: [], reason: policy.problem, rank: place, isRefused: true,

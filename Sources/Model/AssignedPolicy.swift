@@ -9,33 +9,32 @@ public struct AssignedPolicy: Equatable, Sendable {
         /// The policy is refused, for this reason, and the pod never had it: what it claims is unreachable.
         case held(String)
     }
-    public var source: EgressPolicy.Source { shared.source }
-    public var name: String { shared.name }
-    public var destinations: [IPNetwork] { shared.destinations }
+    public var source: EgressPolicy.Source { shared.content.source }
+    public var name: String { shared.content.name }
+    public var destinations: [IPNetwork] { shared.content.destinations }
     /// Taken away from this policy's own destinations only.
-    public var exclusions: [IPNetwork] { shared.exclusions }
+    public var exclusions: [IPNetwork] { shared.content.exclusions }
     /// Who may be its gateway, in the pod's order of preference.
-    public var candidates: [GatewayCandidate] { shared.candidates }
+    public var candidates: [GatewayCandidate] { shared.content.candidates }
     /// Which choice of candidates this is, where pods of one policy have different ones (`mode: spread`): the first two. Empty:
     /// all pods have the same.
-    public var spread: String { shared.spread }
+    public var spread: String { shared.content.spread }
     /// A preferred candidate that is up again takes back what it had.
-    public var takesBack: Bool { shared.takesBack }
+    public var takesBack: Bool { shared.content.takesBack }
     /// Between two echoes, milliseconds, and how many may be missing. Within the bounds of `HealthChecks`, whatever a file says.
-    public var interval: Int { shared.interval }
-    public var multiplier: Int { shared.multiplier }
-    public var standing: Standing { shared.standing }
+    public var interval: Int { shared.content.interval }
+    public var multiplier: Int { shared.content.multiplier }
+    public var standing: Standing { shared.content.standing }
     /// The key of the policy's next hop: the policy's slot and the gateways that it may use. The active gateway may
     /// change under one number. Another set of gateways gets another number, so that no pod meets a gateway of another
     /// pod while pods and policies change at the same time.
-    public var slot: String { shared.slot }
+    public var slot: String { shared.content.slot }
     /// The slot whatever the gateways are: an active gateway is sticky in one place.
-    public var place: String { shared.place }
+    public var place: String { shared.content.place }
     /// What a table is numbered by: the slot, and all that it claims.
-    public var content: String { shared.content }
+    public var content: String { shared.content.content }
 
-    /// All of it, in one place that copies share: a plan has each policy many times.
-    private final class Shared: Sendable {
+    private struct Content: Equatable, Sendable {
         let source: EgressPolicy.Source
         let name: String
         let destinations: [IPNetwork]
@@ -49,46 +48,18 @@ public struct AssignedPolicy: Equatable, Sendable {
         let slot: String
         let place: String
         let content: String
-
-        init(
-            source: EgressPolicy.Source,
-            name: String,
-            destinations: [IPNetwork],
-            exclusions: [IPNetwork],
-            candidates: [GatewayCandidate],
-            spread: String,
-            takesBack: Bool,
-            interval: Int,
-            multiplier: Int,
-            standing: Standing,
-            slot: String,
-            place: String,
-            content: String
-        ) {
-            self.source = source
-            self.name = name
-            self.destinations = destinations
-            self.exclusions = exclusions
-            self.candidates = candidates
-            self.spread = spread
-            self.takesBack = takesBack
-            self.interval = interval
-            self.multiplier = multiplier
-            self.standing = standing
-            self.slot = slot
-            self.place = place
-            self.content = content
-        }
+    }
+    /// All of it, in one place that copies share: a plan has each policy many times.
+    private final class Shared: Sendable {
+        let content: Content
+        init(_ content: Content) { self.content = content }
     }
     private let shared: Shared
 
-    public static func == (a: Self, b: Self) -> Bool {
-        if a.shared === b.shared { return true }
-        return a.content == b.content && a.destinations == b.destinations && a.exclusions == b.exclusions
-            && a.candidates == b.candidates && a.source == b.source && a.name == b.name && a.spread == b.spread
-            && a.takesBack == b.takesBack && a.interval == b.interval && a.multiplier == b.multiplier
-            && a.standing == b.standing
-    }
+    /// Equal for copies of one value, for as long as one of them is there.
+    public var identity: ObjectIdentifier { ObjectIdentifier(shared) }
+
+    public static func == (a: Self, b: Self) -> Bool { a.shared === b.shared || a.shared.content == b.shared.content }
 
     public init(
         source: EgressPolicy.Source, name: String, destinations: [IPNetwork], exclusions: [IPNetwork] = [],
@@ -109,10 +80,12 @@ public struct AssignedPolicy: Equatable, Sendable {
         for network in exclusions { hash.add(network) }
         if case .held = standing { hash.add("held") }
         shared = Shared(
-            source: source, name: name, destinations: destinations, exclusions: exclusions, candidates: candidates,
-            spread: spread, takesBack: takesBack, interval: interval.clamped(to: HealthChecks.intervals),
-            multiplier: multiplier.clamped(to: HealthChecks.multipliers), standing: standing, slot: slot, place: place,
-            content: "\(place)@\(hash.text)")
+            Content(
+                source: source, name: name, destinations: destinations, exclusions: exclusions, candidates: candidates,
+                spread: spread, takesBack: takesBack, interval: interval.clamped(to: HealthChecks.intervals),
+                multiplier: multiplier.clamped(to: HealthChecks.multipliers), standing: standing, slot: slot,
+                place: place,
+                content: "\(place)@\(hash.text)"))
     }
 
     /// FNV-1a, 64 bits (draft-eastlake-fnv, section 2): tells two contents of one policy apart.

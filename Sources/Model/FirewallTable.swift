@@ -230,14 +230,14 @@ public struct FirewallSet: Equatable, Sendable {
 
     /// A verdict map.
     ///
-    /// - Parameter chains: for each address (host order) the number of its chain.
-    public init(map name: String, chains: [UInt32: UInt32]) {
+    /// - Parameter elements: addresses with the numbers of their chains, in order, each address once.
+    public init(map name: String, elements: [Element]) {
         self.name = name
         key = .address
         interval = false
         isVerdictMap = true
         dynamicSize = nil
-        elements = chains.map { Element(pair: $1, first: $0, last: $0) }.sorted()
+        self.elements = elements
     }
 
     /// The chain that a verdict map names with this number.

@@ -339,6 +339,19 @@ public struct Rule: Hashable, Sendable {
             } ?? "") + (udpPort.map { " ipproto udp dport \($0)" } ?? "")
     }
 
+    /// The rules in order (`isBefore`). A node has two for each pod: what they differ by at first is compared as one number.
+    public static func inOrder(_ rules: [Rule]) -> [Rule] {
+        let keys = rules.map { rule -> UInt64 in
+            let key = UInt64(rule.priority) << 34
+            if rule.incoming != nil { return key | 1 << 33 }
+            guard let source = rule.source else { return key }
+            return key | 1 << 32 | (source.family == .v4 ? UInt64(source.address.v4Value) : 0xFFFF_FFFF)
+        }
+        return rules.indices.sorted { a, b in
+            keys[a] != keys[b] ? keys[a] < keys[b] : isBefore(rules[a], rules[b])
+        }.map { rules[$0] }
+    }
+
     /// The order of rules in a plan: as the kernel asks them, and those of one priority by what they select.
     public static func isBefore(_ a: Rule, _ b: Rule) -> Bool {
         if a.priority != b.priority { return a.priority < b.priority }

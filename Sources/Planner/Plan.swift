@@ -66,25 +66,27 @@ public struct AttachmentPlan: Equatable, Sendable {
 
 /// What became of one policy.
 public struct PolicyPlan: Equatable, Sendable {
-    public var name: String { shared.name }
-    public var source: EgressPolicy.Source { shared.source }
+    public var name: String { shared.content.name }
+    public var source: EgressPolicy.Source { shared.content.source }
     /// The gateway that is active; nil: there is none.
-    public var gateway: String? { shared.gateway }
+    public var gateway: String? { shared.content.gateway }
     /// Nodes that may be its gateway, in order of preference.
-    public var candidates: [String] { shared.candidates }
+    public var candidates: [String] { shared.content.candidates }
     /// The same for every node, whatever the policy's locality says; in order of name.
-    public var allCandidates: [String] { shared.allCandidates }
+    public var allCandidates: [String] { shared.content.allCandidates }
     /// Each pod has a gateway of its own: `gateway` is the first by preference.
-    public var isSpread: Bool { shared.isSpread }
+    public var isSpread: Bool { shared.content.isSpread }
     /// This node is the gateway.
-    public var isLocalGateway: Bool { shared.isLocalGateway }
-    public var egressAddress: IPAddress? { shared.egressAddress }
-    public var destinations: [IPNetwork] { shared.destinations }
-    public var standing: Standing { shared.standing }
+    public var isLocalGateway: Bool { shared.content.isLocalGateway }
+    public var egressAddress: IPAddress? { shared.content.egressAddress }
+    public var destinations: [IPNetwork] { shared.content.destinations }
+    /// `metadata.generation` of the object that was planned; nil: the source does not have it.
+    public var generation: Int64? { shared.content.generation }
+    public var standing: Standing { shared.content.standing }
     public internal(set) var attachments = 0
 
-    /// All that does not depend on pods, in one place that copies share: every plan has all policies.
-    private final class Shared: Sendable {
+    /// All that does not depend on pods.
+    struct Content: Equatable, Sendable {
         let name: String
         let source: EgressPolicy.Source
         let gateway: String?
@@ -94,63 +96,19 @@ public struct PolicyPlan: Equatable, Sendable {
         let isLocalGateway: Bool
         let egressAddress: IPAddress?
         let destinations: [IPNetwork]
+        let generation: Int64?
         let standing: Standing
-
-        init(
-            name: String,
-            source: EgressPolicy.Source,
-            gateway: String?,
-            candidates: [String],
-            allCandidates: [String],
-            isSpread: Bool,
-            isLocalGateway: Bool,
-            egressAddress: IPAddress?,
-            destinations: [IPNetwork],
-            standing: Standing
-        ) {
-            self.name = name
-            self.source = source
-            self.gateway = gateway
-            self.candidates = candidates
-            self.allCandidates = allCandidates
-            self.isSpread = isSpread
-            self.isLocalGateway = isLocalGateway
-            self.egressAddress = egressAddress
-            self.destinations = destinations
-            self.standing = standing
-        }
+    }
+    /// In one place that copies share: every plan has all policies.
+    private final class Shared: Sendable {
+        let content: Content
+        init(_ content: Content) { self.content = content }
     }
     private let shared: Shared
-
-    init(
-        name: String,
-        source: EgressPolicy.Source,
-        gateway: String?,
-        candidates: [String],
-        allCandidates: [String],
-        isSpread: Bool,
-        isLocalGateway: Bool,
-        egressAddress: IPAddress?,
-        destinations: [IPNetwork],
-        standing: Standing
-    ) {
-        shared = Shared(
-            name: name, source: source, gateway: gateway, candidates: candidates, allCandidates: allCandidates, isSpread: isSpread, isLocalGateway: isLocalGateway, egressAddress: egressAddress, destinations: destinations, standing: standing)
-    }
+    init(_ content: Content) { shared = Shared(content) }
 
     public static func == (a: Self, b: Self) -> Bool {
-        a.attachments == b.attachments
-            && (a.shared === b.shared
-                || a.name == b.name
-                    && a.source == b.source
-                    && a.gateway == b.gateway
-                    && a.candidates == b.candidates
-                    && a.allCandidates == b.allCandidates
-                    && a.isSpread == b.isSpread
-                    && a.isLocalGateway == b.isLocalGateway
-                    && a.egressAddress == b.egressAddress
-                    && a.destinations == b.destinations
-                    && a.standing == b.standing)
+        a.attachments == b.attachments && (a.shared === b.shared || a.shared.content == b.shared.content)
     }
 
     /// Whether it is carried out, and why not.
@@ -216,7 +174,7 @@ public enum Planner {
         let assignment = PolicyAssignment(
             catalogue: catalogue, inventory: inventory, nodeName: facts.nodeName, attachments: attachments,
             memory: &memory)
-        let used = usedPolicies(attachments, assignment)
+        let used = usedPolicies(assignment)
         let ends = TunnelEnds(configuration: configuration, facts: facts, inventory: inventory)
 
         // What this node does as a gateway, and in the mesh.
@@ -301,11 +259,8 @@ public enum Planner {
         let kept =
             used.isEmpty ? KeptNetworks(v4: []) : memory.keptNetworks(keptInputs, inventory: inventory)
         let tableNumbers = AssignedIDs.assign(
-            Set(
-                attachments.compactMap { assignment.choices[$0.id]?.policies }.filter { !$0.isEmpty }.map(
-                    PolicyTables.key)
-            )
-            .union(service.otherInterfaces.keys),
+            Set(assignment.tableKeys.filter { !$0.isEmpty })
+                .union(service.otherInterfaces.keys),
             previous: previousIDs.tables, first: Ownership.firstTable, retired: previousIDs.retired.tables)
         let tables = PolicyTables(
             attachments: attachments, assignment: assignment, numbers: tableNumbers, kept: kept, memory: &memory)
@@ -355,7 +310,7 @@ public enum Planner {
             plan.meshMTU = mesh.pathMTU(tunnels)
         }
         plan.host.neighbours = Array(Set(plan.host.neighbours)).sorted { ($0.device, $0.peer) < ($1.device, $1.peer) }
-        plan.host.rules.sort(by: Rule.isBefore)
+        plan.host.rules = Rule.inOrder(plan.host.rules)
         plan.host.firewall = FirewallPlan.table(
             tunnels: tunnels, node: node, index: memory.nodes, serving: service.served,
             refused: service.refused, tables: tables,
@@ -403,13 +358,12 @@ public enum Planner {
     }
 
     /// The policies of the pods here, each slot once, in order of the pods.
-    private static func usedPolicies(_ attachments: [Attachment], _ assignment: PolicyAssignment) -> [AssignedPolicy] {
+    private static func usedPolicies(_ assignment: PolicyAssignment) -> [AssignedPolicy] {
+        var seenKeys: Set<String> = []
         var seen: Set<String> = []
         var used: [AssignedPolicy] = []
-        for attachment in attachments {
-            for policy in assignment.choices[attachment.id]?.policies ?? [] where seen.insert(policy.slot).inserted {
-                used.append(policy)
-            }
+        for (choice, key) in zip(assignment.choices, assignment.tableKeys) where seenKeys.insert(key).inserted {
+            for policy in choice.policies where seen.insert(policy.slot).inserted { used.append(policy) }
         }
         return used
     }

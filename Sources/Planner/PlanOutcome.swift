@@ -34,9 +34,21 @@ struct PlanOutcome {
         _ attachments: [Attachment], assignment: PolicyAssignment, tables: PolicyTables,
         meshRoutes: [AttachmentPlan.PodRoute], knowsItself: Bool, mtu: (AssignedPolicy) -> Int?
     ) -> [AttachmentPlan] {
-        attachments.map { attachment in
+        let podRoutes = tables.tables.map { PodRoutes.routes($0, mtu: mtu) }
+        // Pods that have one policy have the same of it.
+        var known: [ObjectIdentifier: AttachmentPlan.Policy] = [:]
+        func policy(_ assigned: AssignedPolicy) -> AttachmentPlan.Policy {
+            if let policy = known[assigned.identity] { return policy }
+            let gateway = activation.gateway(of: assigned)
+            let policy = AttachmentPlan.Policy(
+                name: assigned.name, gateway: gateway?.node, isDown: activation.isDown(assigned),
+                egressAddress: egressAddress(gateway))
+            known[assigned.identity] = policy
+            return policy
+        }
+        return attachments.enumerated().map { index, attachment in
             var entry = AttachmentPlan(attachment: attachment)
-            let choice = assignment.choices[attachment.id] ?? .init()
+            let choice = assignment.choices[index]
             // On a desk nobody knows who had an ADD.
             if attachment.adopted, facts.isLive {
                 entry.adoption = Adoption(podStart: attachment.podStart, facts: facts)
@@ -48,19 +60,14 @@ struct PlanOutcome {
                 entry.refusal = "this node's \(overlay.tunnelEnd) is not known"
             }
             entry.podRoutes = attachment.addressesV4.isEmpty ? [] : meshRoutes
-            entry.policies = choice.policies.map { policy in
-                let gateway = activation.gateway(of: policy)
-                return AttachmentPlan.Policy(
-                    name: policy.name, gateway: gateway?.node, isDown: activation.isDown(policy),
-                    egressAddress: egressAddress(gateway))
-            }
-            guard let table = tables.table(of: attachment) else { return entry }
+            entry.policies = choice.policies.map(policy)
+            guard let place = tables.places[index] else { return entry }
+            let table = tables.tables[place]
             if !table.claimsV6 { entry.uncovered = attachment.addresses.filter { $0.family == .v6 }.map(\.address) }
             guard !attachment.addressesV4.isEmpty else { return entry }
             entry.table = table.number
-            let (routes, smallest) = PodRoutes.routes(table, mtu: mtu)
-            entry.mtu = smallest
-            entry.podRoutes += routes
+            entry.mtu = podRoutes[place].smallest
+            entry.podRoutes += podRoutes[place].routes
             return entry
         }
     }
@@ -75,14 +82,15 @@ struct PlanOutcome {
         let policy = entry.policy
         let gateway = activation.gateway(of: entry.assigned)
         return PolicyPlan(
-            name: policy.name, source: policy.source, gateway: gateway?.node,
-            candidates: entry.assigned.gateways,
-            allCandidates: policy.source == .culvert
-                ? entry.candidates?.nodes.sorted() ?? [] : entry.assigned.gateways.sorted(),
-            isSpread: policy.isSpread,
-            isLocalGateway: gateway?.node == facts.nodeName,
-            egressAddress: entry.refusal.isEmpty ? egressAddress(gateway) : nil,
-            destinations: policy.destinations, standing: standing(entry, gateway))
+            .init(
+                name: policy.name, source: policy.source, gateway: gateway?.node,
+                candidates: entry.assigned.gateways,
+                allCandidates: policy.source == .culvert
+                    ? entry.candidates?.nodes.sorted() ?? [] : entry.assigned.gateways.sorted(),
+                isSpread: policy.isSpread,
+                isLocalGateway: gateway?.node == facts.nodeName,
+                egressAddress: entry.refusal.isEmpty ? egressAddress(gateway) : nil,
+                destinations: policy.destinations, generation: policy.generation, standing: standing(entry, gateway)))
     }
 
     private func standing(_ entry: PolicyCatalogue.Entry, _ gateway: GatewayCandidate?) -> PolicyPlan.Standing {

@@ -30,6 +30,7 @@ public struct PlannerMemory: Sendable {
         let attachment: Attachment
         let pod: Pod?
         let choice: PolicyAssignment.Choice
+        let tableKey: String
     }
     var judged: [String: Judged] = [:]
 

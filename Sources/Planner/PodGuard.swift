@@ -60,10 +60,12 @@ enum PodGuard {
         for group in tables.groups {
             for pod in group.podsV4 { chains[pod.v4Value] = group.number }
         }
+        let addresses = chains.keys.sorted()
         let all = FirewallSet(
-            name: pods, key: .address, interval: false, elements: chains.keys.map { .init(first: $0, last: $0) })
+            name: pods, key: .address, interval: false, elements: addresses.map { .init(first: $0, last: $0) })
+        let elements = addresses.map { FirewallSet.Element(pair: chains[$0] ?? 0, first: $0, last: $0) }
         return [all] + tables.groups.map(\.destinations)
-            + Map.allCases.map { FirewallSet(map: $0.rawValue, chains: chains) }
+            + Map.allCases.map { FirewallSet(map: $0.rawValue, elements: elements) }
     }
 
     /// What is claimed of the pods of a group.

@@ -18,8 +18,10 @@ public struct PolicyAssignment: Equatable, Sendable {
         }
     }
 
-    /// By attachment ID.
-    public private(set) var choices: [String: Choice] = [:]
+    /// In the order of the attachments.
+    private(set) var choices: [Choice] = []
+    /// What the table of each is numbered by (`PolicyTables.key`), in the same order; empty: it has none.
+    private(set) var tableKeys: [String] = []
 
     static let annotation = Planner.policyAnnotation
 
@@ -32,25 +34,39 @@ public struct PolicyAssignment: Equatable, Sendable {
             catalogueGeneration: memory.catalogueGeneration, namespaces: inventory.namespaces)
         let isSameWorld = memory.assignmentWorld == world
         memory.assignmentWorld = world
-        var pods: [String: [Pod]] = [:]
-        for pod in inventory.pods { pods["\(pod.namespace)/\(pod.name)", default: []].append(pod) }
-        var kept: [String: PlannerMemory.Judged] = [:]
-        kept.reserveCapacity(attachments.count)
-        choices.reserveCapacity(attachments.count)
-        for attachment in attachments {
-            let pod = pods["\(attachment.podNamespace)/\(attachment.podName)"]?.first {
-                $0.isMeant(byUID: attachment.podUID)
+        var places: [String: [Int]] = [:]
+        for (place, pod) in inventory.pods.enumerated() { places[pod.name, default: []].append(place) }
+        func pod(of attachment: Attachment) -> Pod? {
+            if places.isEmpty { return nil }
+            return places[attachment.podName]?.lazy.map { inventory.pods[$0] }.first {
+                $0.namespace == attachment.podNamespace && $0.isMeant(byUID: attachment.podUID)
             }
-            let judged: PlannerMemory.Judged
-            if isSameWorld, let known = memory.judged[attachment.id], known.attachment == attachment, known.pod == pod {
-                judged = known
-            } else {
-                judged = .init(attachment: attachment, pod: pod, choice: judge.choice(for: attachment, pod: pod))
-            }
-            kept[attachment.id] = judged
-            choices[attachment.id] = judged.choice
         }
-        memory.judged = kept
+        // Changed in place: of most pods nothing has changed.
+        var judged = memory.judged
+        memory.judged = [:]
+        choices.reserveCapacity(attachments.count)
+        tableKeys.reserveCapacity(attachments.count)
+        for attachment in attachments {
+            let pod = pod(of: attachment)
+            let one: PlannerMemory.Judged
+            if isSameWorld, let known = judged[attachment.id], known.attachment == attachment, known.pod == pod {
+                one = known
+            } else {
+                let choice = judge.choice(for: attachment, pod: pod)
+                one = .init(
+                    attachment: attachment, pod: pod, choice: choice,
+                    tableKey: choice.policies.isEmpty ? "" : PolicyTables.key(choice.policies))
+                judged[attachment.id] = one
+            }
+            choices.append(one.choice)
+            tableKeys.append(one.tableKey)
+        }
+        if judged.count > attachments.count {
+            let ids = Set(attachments.map(\.id))
+            judged = judged.filter { ids.contains($0.key) }
+        }
+        memory.judged = judged
     }
 
     /// Judges one pod at a time.

@@ -34,7 +34,8 @@ struct PolicyTables {
     let tables: [Table]
     /// By number.
     let groups: [Group]
-    private let placeByAttachment: [String: Int]
+    /// In the order of the attachments, the place of each one's table; nil: it has none.
+    let places: [Int?]
 
     /// What a set of policies is numbered by.
     static func key(_ policies: [AssignedPolicy]) -> String { policies.map(\.content).joined(separator: "|") }
@@ -45,17 +46,21 @@ struct PolicyTables {
         memory: inout PlannerMemory
     ) {
         var places: [String: Int] = [:]
-        var placeByAttachment: [String: Int] = [:]
+        var placeOfEach: [Int?] = []
+        placeOfEach.reserveCapacity(attachments.count)
         var found: [Table] = []
         var verdicts: [String: PlannerMemory.Verdicts] = [:]
-        for attachment in attachments {
-            guard let policies = assignment.choices[attachment.id]?.policies, !policies.isEmpty else { continue }
-            let key = PolicyTables.key(policies)
-            guard let number = numbers[key] else { continue }
+        for (index, attachment) in attachments.enumerated() {
+            let key = assignment.tableKeys[index]
+            guard !key.isEmpty, let number = numbers[key] else {
+                placeOfEach.append(nil)
+                continue
+            }
             let place: Int
             if let known = places[key] {
                 place = known
             } else {
+                let policies = assignment.choices[index].policies
                 let known = memory.verdicts[key]
                 let entry: PlannerMemory.Verdicts
                 if let known, known.number == number, known.policies == policies,
@@ -82,7 +87,7 @@ struct PolicyTables {
                         group: entry.group, claimedV4: entry.claimedV4, claims: entry.claims))
             }
             found[place].pods += attachment.addresses.map(\.address)
-            placeByAttachment[attachment.id] = place
+            placeOfEach.append(place)
         }
         memory.verdicts = verdicts
         let order = found.indices.sorted { found[$0].number < found[$1].number }
@@ -93,7 +98,7 @@ struct PolicyTables {
             table.pods = Array(Set(table.pods)).sorted()
             return table
         }
-        self.placeByAttachment = placeByAttachment.mapValues { newPlace[$0] }
+        self.places = placeOfEach.map { $0.map { newPlace[$0] } }
         groups = PolicyTables.groups(tables, memory: &memory)
     }
 
@@ -140,8 +145,6 @@ struct PolicyTables {
         }
         return hash & groupNumbers
     }
-
-    func table(of attachment: Attachment) -> Table? { placeByAttachment[attachment.id].map { tables[$0] } }
 
     /// What each table holds: a route by next hop where there is a gateway, an `unreachable` backstop under every claim, and
     /// `throw` for what is excluded or kept.

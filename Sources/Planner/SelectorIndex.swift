@@ -16,7 +16,9 @@ struct SelectorIndex: Sendable {
         var uses: [Label: Int] = [:]
         for policy in policies {
             for selector in policy.selectors {
-                for (key, value) in selector.pod?.matchLabels ?? [:] { uses[Label(key: key, value: value), default: 0] += 1 }
+                for (key, value) in selector.pod?.matchLabels ?? [:] {
+                    uses[Label(key: key, value: value), default: 0] += 1
+                }
             }
         }
         for (place, policy) in policies.enumerated() {

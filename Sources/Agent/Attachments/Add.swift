@@ -13,15 +13,13 @@ import Reconcile
 /// ADDs that come while another one is served are served together: one plan, and one change of the kernel, for all of them.
 /// Each has an outcome of its own.
 extension NodeAgent {
-    typealias Answer = Result<[CNIResult.AddedRoute], CNIError>
-
     /// An ADD that waits for its turn.
     struct WaitingADD {
         let request: HelperRequest
         let pod: PodNetwork
         /// By which it is undone, should nobody take the answer.
         let call: UInt64
-        let answer: CheckedContinuation<Answer, Never>
+        let answer: @Sendable (HelperResponse) -> Void
     }
 
     /// An ADD that is being served.
@@ -37,16 +35,14 @@ extension NodeAgent {
     }
 
     /// Programs the pod's routing, and answers only when all of it is in place and on disk.
-    ///
-    /// - Parameter call: by which it is undone, should nobody take the answer.
-    func add(
-        _ request: HelperRequest, _ pod: PodNetwork, call: UInt64
-    ) async throws(CNIError) -> [CNIResult.AddedRoute] {
-        let answer = await withCheckedContinuation { continuation in
-            waitingADDs.append(WaitingADD(request: request, pod: pod, call: call, answer: continuation))
-            if waitingADDs.count == 1 { Task { serveWaitingADDs() } }
-        }
-        return try answer.get()
+    func add(_ add: WaitingADD) {
+        waitingADDs.append(add)
+        if waitingADDs.count == 1 { Task { serveWaitingADDs() } }
+    }
+
+    private func refuse(_ add: WaitingADD, _ error: CNIError) {
+        note(error, add.request)
+        add.answer(.failed(error))
     }
 
     private func serveWaitingADDs() {
@@ -62,7 +58,7 @@ extension NodeAgent {
                 continue
             }
             claimed.formUnion(names)
-            do throws(CNIError) { adds.append(try begin(add)) } catch { add.answer.resume(returning: .failure(error)) }
+            do throws(CNIError) { adds.append(try begin(add)) } catch { refuse(add, error) }
         }
         if !waitingADDs.isEmpty { Task { serveWaitingADDs() } }
         if !adds.isEmpty { serve(adds) }
@@ -77,7 +73,7 @@ extension NodeAgent {
         var failed: [(add: ServedADD, error: CNIError)] = []
         // Nobody is told of a failure before the kernel is as if there had been no such ADD.
         defer {
-            for (add, error) in failed { add.add.answer.resume(returning: .failure(error)) }
+            for (add, error) in failed { refuse(add.add, error) }
         }
         for add in all {
             if let refusal = refusals[add.id] {
@@ -103,7 +99,7 @@ extension NodeAgent {
         for add in adds {
             do {
                 let routes = try finish(add, outcome)
-                add.add.answer.resume(returning: .success(routes))
+                add.add.answer(.done(routes: routes))
             } catch {
                 failed.append((add, fail(add, error)))
             }

@@ -10,7 +10,11 @@ import Planner
 extension NodeAgent {
     /// Serves one request for a thread that waits for the answer, without a detour by other threads.
     ///
-    /// - Parameter answer: called on any thread.
+    /// - Parameters:
+    ///   - descriptor: the pod's netlink socket, already checked, or -1; it is closed here.
+    ///   - call: tells this call from all others (`abort`).
+    ///   - isAwaited: whether the plugin still waits for the answer.
+    ///   - answer: called once, on this actor's thread.
     nonisolated func serve(
         _ request: HelperRequest, descriptor: Int32, call: UInt64, isAwaited: @escaping @Sendable () -> Bool,
         answer: @escaping @Sendable (HelperResponse) -> Void
@@ -26,53 +30,56 @@ extension NodeAgent {
         _ request: HelperRequest, descriptor: Int32, call: UInt64, isAwaited: @escaping @Sendable () -> Bool,
         answer: @escaping @Sendable (HelperResponse) -> Void
     ) {
-        Task { answer(await serve(request, descriptor: descriptor, call: call, isAwaited: isAwaited)) }
+        Task {
+            do throws(CNIError) {
+                try await serve(
+                    request, descriptor: descriptor, call: call, isAwaited: isAwaited, answer: answer)
+            } catch {
+                note(error, request)
+                answer(.failed(error))
+            }
+        }
     }
 
-    /// Serves one request. `descriptor` is the pod's netlink socket, already checked, or -1; it is closed here.
-    ///
-    /// - Parameters:
-    ///   - call: tells this call from all others (`abort`).
-    ///   - isAwaited: whether the plugin still waits for the answer.
-    public func serve(
-        _ request: HelperRequest, descriptor: Int32, call: UInt64, isAwaited: @Sendable () -> Bool
-    ) async -> HelperResponse {
+    /// - Throws: where the request fails; otherwise `answer` is called, now or later.
+    private func serve(
+        _ request: HelperRequest, descriptor: Int32, call: UInt64, isAwaited: @Sendable () -> Bool,
+        answer: @escaping @Sendable (HelperResponse) -> Void
+    ) async throws(CNIError) {
         let pod: PodNetwork?
         do { pod = descriptor >= 0 ? try PodNetwork(adopting: descriptor) : nil } catch {
-            return .failed(CNIError(.datapathFailure, "\(error)"))
+            throw CNIError(.datapathFailure, "\(error)")
         }
-        do throws(CNIError) {
-            switch request.command {
-            case .add:
-                guard let pod else { throw CNIError(.requestRefused, "ADD came without the pod's netlink socket") }
-                try await waitForInventory(request)
-                try await identify(request)
-                await waitUntilForgotten(request)
-                do throws(CNIError) { return .done(routes: try await add(request, pod, call: call)) } catch {
-                    if error.code == CNIError.Code.policyRefused.rawValue { record(error, request) }
-                    throw error
-                }
-            case .check:
-                guard let pod else { throw CNIError(.requestRefused, "CHECK came without the pod's netlink socket") }
-                try check(request, pod)
-            case .del:
-                // A plugin that has given up has left a record (`drainDeletions`), and the container may have a newer
-                // attachment by now, which this DEL must not end.
-                if isAwaited() { delete(request) }
-            case .gc: collectGarbage(request)
-            case .status: try checkStatus()
-            case .version: break
-            }
-            return .done(routes: [])
-        } catch {
-            logger.warning(
-                "\(request.command.rawValue) failed",
-                metadata: [
-                    "container": "\(request.containerID)", "code": "\(error.code)", "error": "\(error.message)",
-                    "details": "\(error.details)",
-                ])
-            return .failed(error)
+        switch request.command {
+        case .add:
+            guard let pod else { throw CNIError(.requestRefused, "ADD came without the pod's netlink socket") }
+            try await waitForInventory(request)
+            try await identify(request)
+            await waitUntilForgotten(request)
+            return add(WaitingADD(request: request, pod: pod, call: call, answer: answer))
+        case .check:
+            guard let pod else { throw CNIError(.requestRefused, "CHECK came without the pod's netlink socket") }
+            try check(request, pod)
+        case .del:
+            // A plugin that has given up has left a record (`drainDeletions`), and the container may have a newer
+            // attachment by now, which this DEL must not end.
+            if isAwaited() { delete(request) }
+        case .gc: collectGarbage(request)
+        case .status: try checkStatus()
+        case .version: break
         }
+        answer(.done(routes: []))
+    }
+
+    /// Tells of a request that has failed.
+    func note(_ error: CNIError, _ request: HelperRequest) {
+        if request.command == .add, error.code == CNIError.Code.policyRefused.rawValue { record(error, request) }
+        logger.warning(
+            "\(request.command.rawValue) failed",
+            metadata: [
+                "container": "\(request.containerID)", "code": "\(error.code)", "error": "\(error.message)",
+                "details": "\(error.details)",
+            ])
     }
 
     /// An Event on a pod that may not start.
