@@ -48,7 +48,9 @@ struct NextHops {
             slots.append((policy, candidates, uplink != nil && candidates.contains { $0.0.node == nodeName }))
         }
         let uplinkKey = "uplink/\(uplink ?? "")"
-        var keys = Set(ways.values.map(\.key))
+        var keys: Set<String> = []
+        keys.reserveCapacity(ways.count + slots.count + 2)
+        for way in ways.values { keys.insert(way.key) }
         for slot in slots { keys.insert(NextHops.groupKey(slot.policy.slot, isPair: slot.isPair)) }
         if slots.contains(where: \.isPair) { keys.insert(uplinkKey) }
         if !slots.isEmpty { keys.insert(NextHops.blackholeKey) }
@@ -57,6 +59,8 @@ struct NextHops {
         var hops: [NextHop] = []
         var members: [GatewayEnd: UInt32] = [:]
         var placed: [String: LivenessPlan.Slot] = [:]
+        placed.reserveCapacity(slots.count)
+        hops.reserveCapacity(ways.count + slots.count + 2)
         for (end, way) in ways {
             guard let id = numbers[way.key] else { continue }
             hops.append(NextHop(id: id, target: way.target))

@@ -60,6 +60,9 @@ public struct NodeIndex: Sendable {
                 generation += 1
             }
         }
+        if nodeName == self.nodeName, overlay == self.overlay, nodeCIDRs == self.nodeCIDRs, holds(inventory.nodes) {
+            return
+        }
         let new = Array(inventory.nodes.values)
         guard nodeName == self.nodeName, overlay == self.overlay, nodeCIDRs == self.nodeCIDRs,
             let (gone, come) = NodeIndex.difference(nodes, new)
@@ -74,6 +77,17 @@ public struct NodeIndex: Sendable {
         for node in gone { change(node, adding: false) }
         for node in come { change(node, adding: true) }
         nodes = new
+    }
+
+    /// All nodes are the same objects, in the same order.
+    private func holds(_ dictionary: [String: Node]) -> Bool {
+        guard dictionary.count == nodes.count else { return false }
+        var place = 0
+        for node in dictionary.values {
+            guard nodes[place].isIdentical(to: node) else { return false }
+            place += 1
+        }
+        return true
     }
 
     /// The nodes that are in one list and not in the other, where they are few; nil: it is not worth while to look.

@@ -49,7 +49,11 @@ struct PolicyTables {
         var placeOfEach: [Int?] = []
         placeOfEach.reserveCapacity(attachments.count)
         var found: [Table] = []
-        var verdicts: [String: PlannerMemory.Verdicts] = [:]
+        // Changed in place: of most tables nothing has changed.
+        var verdicts = memory.verdicts
+        memory.verdicts = [:]
+        places.reserveCapacity(verdicts.count + 1)
+        found.reserveCapacity(verdicts.count + 1)
         for (index, attachment) in attachments.enumerated() {
             let key = assignment.tableKeys[index]
             guard !key.isEmpty, let number = numbers[key] else {
@@ -61,7 +65,7 @@ struct PolicyTables {
                 place = known
             } else {
                 let policies = assignment.choices[index].policies
-                let known = memory.verdicts[key]
+                let known = verdicts[key]
                 let entry: PlannerMemory.Verdicts
                 if let known, known.number == number, known.policies == policies,
                     known.keptGeneration == memory.keptGeneration
@@ -70,15 +74,15 @@ struct PolicyTables {
                 } else {
                     let v4 = EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v4, family: .v4)
                     let group = PolicyTables.group(policies)
-                    entry = .init(
+                    entry = PlannerMemory.Verdicts(
                         number: number, policies: policies, keptGeneration: memory.keptGeneration, v4: v4,
                         v6: EgressPolicyRoutes.verdicts(policies: policies, kept: kept.v6, family: .v6),
                         group: group, claimedV4: memory.shared(EgressPolicyRoutes.claimedRanges(v4), group: group),
                         claims: v4.compactMap { entry in
                             if case .claimed(let index) = entry.verdict { (entry.prefix, index) } else { nil }
                         })
+                    verdicts[key] = entry
                 }
-                verdicts[key] = entry
                 place = found.count
                 places[key] = place
                 found.append(
@@ -89,6 +93,7 @@ struct PolicyTables {
             found[place].pods += attachment.addresses.map(\.address)
             placeOfEach.append(place)
         }
+        if verdicts.count > places.count { verdicts = verdicts.filter { places[$0.key] != nil } }
         memory.verdicts = verdicts
         let order = found.indices.sorted { found[$0].number < found[$1].number }
         var newPlace = [Int](repeating: 0, count: found.count)

@@ -227,6 +227,13 @@ struct StepPropertyTests {
                     configuration: world.configuration, localFacts: world.facts, inventory: world.inventory,
                     attachments: world.attachments, gatewayHealth: board.health, previous: board.previous,
                     previousIDs: ids, memory: &memory)
+                #expect(
+                    plan
+                        == Planner.plan(
+                            configuration: world.configuration, localFacts: world.facts, inventory: world.inventory,
+                            attachments: world.attachments, gatewayHealth: board.health, previous: board.previous,
+                            previousIDs: ids),
+                    "seed \(seed): the plan depends on what is kept from the one before")
                 board.prepare(plan.liveness)
                 let steps = Steps(from: kernel.observed, to: plan.host).list
                 let live = world.attachments.filter { pod in
