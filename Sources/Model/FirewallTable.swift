@@ -230,7 +230,7 @@ public struct FirewallSet: Equatable, Sendable {
 
     /// A verdict map.
     ///
-    /// - Parameter elements: addresses with the numbers of their chains, in order, each address once.
+    /// - Parameter elements: addresses with the numbers of their chains, in order of both, each address once.
     public init(map name: String, elements: [Element]) {
         self.name = name
         key = .address

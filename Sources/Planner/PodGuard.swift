@@ -63,7 +63,7 @@ enum PodGuard {
         let addresses = chains.keys.sorted()
         let all = FirewallSet(
             name: pods, key: .address, interval: false, elements: addresses.map { .init(first: $0, last: $0) })
-        let elements = addresses.map { FirewallSet.Element(pair: chains[$0] ?? 0, first: $0, last: $0) }
+        let elements = addresses.map { FirewallSet.Element(pair: chains[$0] ?? 0, first: $0, last: $0) }.sorted()
         return [all] + tables.groups.map(\.destinations)
             + Map.allCases.map { FirewallSet(map: $0.rawValue, elements: elements) }
     }
