@@ -492,6 +492,46 @@ struct LifecycleTests {
         #expect(lab.eventually(5) { names() == [] && Shell.run("ls \(records)").output == "" }, "\(names())")
     }
 
+    /// ADDs that wait are served by one plan and one change of the kernel, and each has an outcome of its own.
+    @Test func addsThatWaitAreServedTogetherAndTheRefusedOneRefusesNoOther() throws {
+        let lab = try Lab("wt", extra: ["LAB_LOG_LEVEL": "debug"])
+        try lab.inventory("policy.yaml", Self.policy)
+        try lab.start("n1")
+        let pods = ["a", "b", "c", "bad", "late"]
+        for (place, name) in pods.enumerated() {
+            // The last one has the address of the first: whichever comes later has it.
+            try lab.pod(
+                name, on: "n1", last: name == "late" ? 10 : 10 + place, labels: name == "bad" ? "app:bad" : "app:shop")
+            #expect(lab.plugin("n1", "DEL", name).status == 0)
+        }
+        try lab.inventory(
+            "bad.yaml", Lab.policy("bad", app: "bad").replacing("destinationCIDRs", with: "destinationCIDR"))
+        #expect(lab.eventually { lab.ctl("n1", "status").output.contains("refused") })
+        Shell.run("kill -STOP \(lab.pid("n1"))")
+        let answers = "\(lab.directory)/answers"
+        let adds = pods.map { name in
+            "(\(Lab.script) plugin \(lab.prefix) \(lab.directory) n1 ADD \(name) "
+                + "> \(answers)-\(name) 2>&1; echo status $? >> \(answers)-\(name)) < /dev/null &"
+        }
+        Shell.run("(\(adds.joined(separator: " "))) > /dev/null 2>&1; sleep 1.5")
+        Shell.run("kill -CONT \(lab.pid("n1"))")
+        func answer(_ name: String) -> String { Shell.run("cat \(answers)-\(name)").output }
+        for name in pods { #expect(lab.eventually { answer(name).contains("status ") }, "\(name): \(answer(name))") }
+        for name in ["a", "b", "c", "late"] { #expect(answer(name).hasSuffix("status 0\n"), "\(name): \(answer(name))") }
+        #expect(answer("bad").contains("is refused") && !answer("bad").hasSuffix("status 0\n"), "\(answer("bad"))")
+        let names = (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["containerID"]?.string }.sorted()
+        let expected = [["a", "b", "c"], ["b", "c", "late"]].map { $0.map { "\(lab.prefix)-\($0)" } }
+        #expect(expected.contains(names), "\(names)")
+        let rules = lab.run(in: "n1", "ip rule").output
+        for last in [10, 11, 12] { #expect(rules.contains("10.244.1.\(last) "), "\(rules)") }
+        #expect(!rules.contains("10.244.1.13 "), "\(rules)")
+        #expect(lab.ctl("n1", "diff").output == "[]\n")
+        let together = lab.log("n1").split(separator: "\n").contains { line in
+            line.contains("kernel changed") && line.components(separatedBy: "_eth0").count > 2
+        }
+        #expect(together, "no two ADDs were served together: \(lab.log("n1"))")
+    }
+
     @Test func anADDWhoseAnswerNobodyTakesUndoesNoNewerOneOfTheSameContainer() throws {
         let lab = try Lab("wa")
         try lab.inventory("policy.yaml", Self.policy)
