@@ -255,8 +255,6 @@ public actor NodeAgent {
             try reconciler.socket.links().map { ($0.index, $0.name) }, uniquingKeysWith: { a, _ in a })
         var gone: Set<IPAddress> = []
         endedPods = store.loadEnded()
-        // The helper may have stopped before it had forgotten the connections of these.
-        gone.formUnion(endedPods.addresses(since: Date().addingTimeInterval(-60)))
         for attachment in found {
             if attachment.hostIndex != 0, links[attachment.hostIndex] != attachment.hostName {
                 logger.info(
@@ -278,9 +276,11 @@ public actor NodeAgent {
                 gone.formUnion(attachment.addresses.map(\.address))
             }
         }
-        gone.subtract(attachments.values.flatMap { $0.addresses.map(\.address) })
+        let live = Set(attachments.values.flatMap { $0.addresses.map(\.address) })
+        gone.subtract(live)
         try? reconciler.deletePodRules(of: gone)
-        forgetConnections(of: gone)
+        // The helper may have stopped before it had forgotten the connections of those that ended last.
+        forgetConnections(of: gone.union(endedPods.addresses(since: Date().addingTimeInterval(-60)).subtracting(live)))
         return deletions
     }
 
@@ -786,6 +786,12 @@ public actor NodeAgent {
             }
         nextForgetting = task
         for address in addresses { forgetting[address] = task }
+    }
+
+    /// Before the program ends: leaves no connections of pods that are gone.
+    public func finish() async {
+        nextForgetting?.cancel()
+        await nextForgetting?.value
     }
 
     private func forgetCollected() async {

@@ -27,6 +27,7 @@ struct NodeService: Service {
         try? await gracefulShutdown()
         isReady.value = false
         server.stop()
+        await agent.finish()
     }
 
     private func start() async throws -> PluginServer {

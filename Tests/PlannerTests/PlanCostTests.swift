@@ -35,7 +35,9 @@ struct PlanCostTests {
             let candidates = index.candidates(labels)
             #expect(candidates == Set(candidates).sorted())
             for (place, policy) in policies.enumerated() where !candidates.contains(place) {
-                #expect(!policy.selectors.contains { $0.pod?.matches(labels) ?? true }, "seed \(seed): p\(place), \(labels)")
+                #expect(
+                    !policy.selectors.contains { $0.pod?.matches(labels) ?? true }, "seed \(seed): p\(place), \(labels)"
+                )
                 #expect(!policy.hasUnknownSelectors)
             }
         }
@@ -53,7 +55,9 @@ struct PlanCostTests {
 
     @Test(arguments: 0..<20) func rulesAreInTheOrderOfTheKernel(_ seed: UInt64) {
         var random = SeededGenerator(seed: seed)
-        let sources: [IPNetwork?] = [nil] + ["10.0.0.1/32", "10.0.0.0/24", "10.0.0.0/16", "255.255.255.255/32", "fd00::1/128"]
+        let sources: [IPNetwork?] =
+            [nil]
+            + ["10.0.0.1/32", "10.0.0.0/24", "10.0.0.0/16", "255.255.255.255/32", "fd00::1/128"]
             .map { IPNetwork($0) }
         let rules = (0..<60).map { _ -> Rule in
             let priority = UInt32.random(in: 100...103, using: &random)

@@ -517,7 +517,9 @@ struct LifecycleTests {
         Shell.run("kill -CONT \(lab.pid("n1"))")
         func answer(_ name: String) -> String { Shell.run("cat \(answers)-\(name)").output }
         for name in pods { #expect(lab.eventually { answer(name).contains("status ") }, "\(name): \(answer(name))") }
-        for name in ["a", "b", "c", "late"] { #expect(answer(name).hasSuffix("status 0\n"), "\(name): \(answer(name))") }
+        for name in ["a", "b", "c", "late"] {
+            #expect(answer(name).hasSuffix("status 0\n"), "\(name): \(answer(name))")
+        }
         #expect(answer("bad").contains("is refused") && !answer("bad").hasSuffix("status 0\n"), "\(answer("bad"))")
         let names = (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["containerID"]?.string }.sorted()
         let expected = [["a", "b", "c"], ["b", "c", "late"]].map { $0.map { "\(lab.prefix)-\($0)" } }
