@@ -17,14 +17,14 @@ enum Bench {
         case "routes": try routes(rounds: 7)
         case "mesh": mesh()
         case "egress": egress()
-        case "plans": plans()
+        case "plans": plans(only: arguments.dropFirst().compactMap { Int($0) })
         case "scale":
             let nodes = arguments.dropFirst(2).map { argument in
                 let parts = argument.split(separator: "|").map(String.init)
                 return Scale(name: parts[0], socket: parts[1], prefix: parts[2], first: parts[3], beside: parts[4])
             }
             try scale(plugin: arguments[1], nodes: nodes, rounds: 60)
-        default: print("usage: culvert-bench version|add|routes|mesh|egress|scale …")
+        default: print("usage: culvert-bench version|add|routes|mesh|egress|plans|scale …")
         }
     }
 

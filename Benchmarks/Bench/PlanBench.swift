@@ -3,13 +3,18 @@ import Planner
 
 /// How long a plan takes after a pod has come or gone, with all that the helper keeps from one plan to the next.
 extension Bench {
-    static func plans() {
+    /// - Parameter only: nodes, policies and candidates; empty: several.
+    static func plans(only: [Int] = []) {
         print("\nA plan after one pod has come or gone, 100 pods, p50 of 200")
-        for (nodes, policies) in [(3, 1), (5_000, 1), (3, 1_000), (5_000, 1_000)] {
+        let sizes =
+            only.count == 3
+            ? [(only[0], only[1], only[2])]
+            : [(3, 1, 1), (5_000, 1, 1), (3, 1_000, 1), (5_000, 1_000, 1), (53, 2, 1), (53, 2, 50)]
+        for (nodes, policies, gateways) in sizes {
             var configuration = Configuration()
             configuration.tunnelProtocol = .vxlan
             var inventory = Bench.inventory(nodes: nodes, locations: 3)
-            inventory.nodes["n2"]?.labels = ["gateway": "yes"]
+            for number in 0..<gateways { inventory.nodes["n\(number + 2)"]?.labels = ["gateway": "yes"] }
             for number in 0..<policies {
                 var policy = EgressPolicy(name: "p\(number)", source: .cilium)
                 policy.selectors = [.init(pod: LabelSelector(matchLabels: ["app": "p\(number)"]))]
@@ -49,7 +54,9 @@ extension Bench {
                     }
                     if round >= 10 { times.append(time) }
                 }
-                print("  \(nodes) nodes, \(policies) policies, \(title): \(text(percentile(times, 0.5) * 1000)) us")
+                print(
+                    "  \(nodes) nodes, \(policies) policies, \(gateways) candidates, \(title):",
+                    "\(text(percentile(times, 0.5) * 1000)) us")
             }
         }
     }
