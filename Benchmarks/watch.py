@@ -83,7 +83,7 @@ def in_kernel(what):
 
 
 def thrown():
-    """Routes of the pod's table that leave a node's address to its normal way."""
+    """Routes of the pod's table that leave nodes' addresses to their normal way (few: networks side by side are one)."""
     return subprocess.run(["ip", "route", "show", "table", "47000", "type", "throw"], capture_output=True).stdout.count(b"\n")
 
 
@@ -94,7 +94,7 @@ deadline = time.time() + 120
 while not in_kernel(address(nodes - 1)):
     assert time.time() < deadline, "the nodes do not reach the kernel"
     time.sleep(0.2)
-assert thrown() > nodes, "the pod has no policy"
+assert thrown() > 0, "the pod has no policy"
 # Elements of the set that the kernel tells of, and when. (nft 1.0.6's own monitor crashes at our rules.)
 seen = {}
 NETLINK_NETFILTER, NFNLGRP_NFTABLES, NEW_ELEMENT = 12, 7, 10 << 8 | 12

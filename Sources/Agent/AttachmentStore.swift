@@ -222,6 +222,7 @@ struct AttachmentStore {
 
     /// Records of DELs that came while the helper was down: ids of attachments.
     func deletions() -> [String] { names(deletedDirectory) }
+    func hasDeletion(_ id: String) -> Bool { access("\(deletedDirectory)/\(id)", F_OK) == 0 }
     func forgetDeletion(_ id: String) { unlink("\(deletedDirectory)/\(id)") }
 
     private func names(_ directory: String) -> [String] {

@@ -711,7 +711,7 @@ public actor NodeAgent {
     /// - Parameter id: of this attachment only; nil: of all.
     public func drainDeletions(of id: String? = nil) {
         guard isStarted else { return }
-        let records = store.deletions().filter { id == nil || $0 == id }
+        let records = id.map { store.hasDeletion($0) ? [$0] : [] } ?? store.deletions()
         let ended = records.compactMap { attachments[$0] }
         for attachment in ended {
             logger.notice(

@@ -103,7 +103,7 @@ public final class FailOver: Sendable {
     }
 
     /// After a plan was carried out, or as much of it as the kernel let us: what the kernel has refused may be accepted now.
-    public func retry() { culvert_wakeup_signal(wakeup) }
+    public func retry() { if state.withLock({ !$0.refused.isEmpty }) { culvert_wakeup_signal(wakeup) } }
 
     /// Forgets what a plan does not have.
     ///
