@@ -22,6 +22,10 @@ struct EchoSockets {
     /// Begins the secrets of all echoes of this process.
     let word = UInt32.random(in: .min ... .max)
     private var buffer = [culvert_echo](repeating: culvert_echo(), count: 64)
+    /// What is sent in one go by each socket: lists that keep their memory.
+    private var echoes: [culvert_echo] = []
+    private var slowEchoes: [culvert_echo] = []
+    private var proofs: [culvert_echo] = []
 
     /// Numbers of sessions whose gateway has asked for longer intervals. A new source port is up to two new entries in such a
     /// gateway's connection tracking, for 30 s (where Cilium tracks its own tunnel, before 1.19), so it has one in ten
@@ -96,19 +100,29 @@ struct EchoSockets {
     mutating func send(_ packets: [EchoPacket], to destination: IPAddress) {
         guard sender >= 0, prover >= 0 else { return }
         // Where there is no port for the slow ones, they go with the others.
-        let bySocket = Dictionary(grouping: packets) { packet in
-            packet.isProof ? prover : slow.contains(packet.session) && slowSender >= 0 ? slowSender : sender
-        }
-        for (socket, packets) in bySocket {
-            let echoes = packets.map { packet in
-                var echo = culvert_echo()
-                withUnsafeMutableBytes(of: &echo.bytes) { packet.write(to: $0) }
-                echo.length = UInt32(EchoPacket.size)
-                echo.mark = Ownership.echoMark(packet.session)
-                return echo
+        for packet in packets {
+            var echo = culvert_echo()
+            withUnsafeMutableBytes(of: &echo.bytes) { packet.write(to: $0) }
+            echo.length = UInt32(EchoPacket.size)
+            echo.mark = Ownership.echoMark(packet.session)
+            if packet.isProof {
+                proofs.append(echo)
+            } else if !slow.isEmpty, slowSender >= 0, slow.contains(packet.session) {
+                slowEchoes.append(echo)
+            } else {
+                echoes.append(echo)
             }
-            _ = culvert_echo_send(socket, destination.v4Value, Ownership.echoPort, echoes, Int32(echoes.count))
         }
+        EchoSockets.send(&echoes, by: sender, to: destination)
+        EchoSockets.send(&slowEchoes, by: slowSender, to: destination)
+        EchoSockets.send(&proofs, by: prover, to: destination)
+    }
+
+    /// Sends all, and empties the list without giving its memory back.
+    private static func send(_ echoes: inout [culvert_echo], by socket: Int32, to destination: IPAddress) {
+        guard !echoes.isEmpty else { return }
+        _ = culvert_echo_send(socket, destination.v4Value, Ownership.echoPort, echoes, Int32(echoes.count))
+        echoes.removeAll(keepingCapacity: true)
     }
 
     /// Takes all that has come in.
