@@ -39,6 +39,10 @@ struct EchoSockets {
         let asked = sessions.filter { $0.asked != nil }
         slow = Set(asked.map(\.number))
         slowPeriod = 10_000_000 * Int64(asked.map(\.interval).max() ?? 0)
+        if slow.isEmpty, slowSender >= 0 {
+            CLinux.close(slowSender)
+            (slowSender, slowRenewAt) = (-1, 0)
+        }
     }
 
     /// Source ports of echoes that are not translated (RFC 5881, section 4, asks for 49152 to 65535).

@@ -269,6 +269,62 @@ extension KernelNamespace {
             #expect(failOver.health.states == [ends[0]: .unknown, ends[1]: .unknown])
         }
 
+        /// A gateway that no policy names any more gets no echo, and no socket outlives what it was for.
+        @Test func echoesEndWithTheirSessionAndSocketsWithTheLastOne() throws {
+            let rules = Shell.run(
+                """
+                nft 'add table inet marks; add set inet marks seen { type mark; flags dynamic; };
+                add chain inet marks out { type filter hook output priority 0; };
+                add rule inet marks out udp dport \(Ownership.echoPort) add @seen { meta mark }'
+                """)
+            #expect(rules.status == 0, "\(rules.errors)")
+            defer { Shell.run("nft delete table inet marks") }
+            /// The sessions that have sent an echo within half a second from now on.
+            func sending() -> Set<UInt32> {
+                Shell.run("nft flush set inet marks seen; sleep 0.5")
+                let list = Shell.run("nft -j list set inet marks seen").json?["nftables"]?.elements ?? []
+                let marks = list.compactMap { $0["set"]?["elem"]?.elements }.joined().compactMap(\.integer)
+                return Set((1...3).filter { marks.contains(Int64(Ownership.echoMark($0))) })
+            }
+            /// UDP sockets with an address that only echoes have here.
+            func sockets() -> Int {
+                Shell.run("ss -Huan src 127.0.0.0/8").output.split(separator: "\n").count
+            }
+            let failOver = try FailOver()
+            let echoes = try EchoMonitor(failOver: failOver)
+            try echoes.start()
+            func follow(_ numbers: [UInt32]) {
+                var plan = LivenessPlan()
+                plan.source = IPAddress("127.0.0.2")!
+                plan.destination = IPAddress("127.0.0.1")!
+                // The gateway of the last session has asked for fewer echoes, which are sent by a socket of their own.
+                plan.sessions = numbers.map { number in
+                    .init(
+                        end: GatewayEnd(node: "n\(number)", identity: .defaultAddress), number: number,
+                        interval: number == 3 ? 200 : 100, multiplier: 3, isTranslated: true,
+                        asked: number == 3 ? 200 : nil)
+                }
+                echoes.follow(plan)
+                usleep(300_000)
+            }
+            #expect(sockets() == 0)
+            follow([1, 2, 3])
+            #expect(sending() == [1, 2, 3])
+            #expect(sockets() == 4)
+            follow([1, 3])
+            #expect(sending() == [1, 3])
+            #expect(failOver.health.states.keys.map(\.node).sorted() == ["n1", "n3"])
+            #expect(echoes.snapshot.sessions.map(\.session.number) == [1, 3])
+            follow([1])
+            #expect(sending() == [1])
+            #expect(sockets() == 3, "\(Shell.run("ss -Huan").output)")
+            follow([])
+            #expect(sending() == [])
+            #expect(sockets() == 0, "\(Shell.run("ss -Huan").output)")
+            #expect(failOver.health.states.isEmpty)
+            #expect(echoes.snapshot.sessions.isEmpty)
+        }
+
         /// Where echoes cannot leave, the thread that would send them sleeps.
         @Test func anObstacleCostsNothing() throws {
             let failOver = try FailOver()
