@@ -458,6 +458,20 @@ struct FailOverTests {
             #expect(status.contains("no answer from 203.0.113.10:7200"), "\(way): \(status)")
         }
 
+        // Not even where there is no other gateway.
+        watch.cause(.overlayOut, on: other)
+        #expect(lab.eventually(10) { watch.active == "none" }, "\(watch.states)")
+        begin = Watch.now
+        lab.kill(gateway, signal: SIGKILL)
+        usleep(500_000)
+        try lab.start(gateway)
+        sleep(4)
+        let arrived = watch.arrivals(since: begin).count
+        print("FailOverTests: the same without another gateway: \(answered()) echoes answered, \(arrived) datagrams")
+        #expect(answered() == 0 && arrived == 0 && watch.active == "none", "\(watch.states)")
+        watch.mend(.overlayOut, on: other)
+        #expect(lab.eventually(10) { watch.active == other }, "\(watch.states)")
+
         // A target answers: at once this gateway is one, and takes nothing back.
         lab.run(in: "r", "nft flush chain inet targets forward")
         #expect(lab.eventually(5) { watch.states[gateway] == "up" }, "\(watch.states)")
