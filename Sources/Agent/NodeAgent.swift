@@ -804,7 +804,7 @@ public actor NodeAgent {
 
     /// An address that had another pod before starts without that pod's connections.
     func waitUntilForgotten(_ request: HelperRequest) async {
-        let addresses = request.addresses.compactMap { IPNetwork($0)?.address }
+        let addresses = request.addresses.compactMap { IPAddress(String($0.split(separator: "/").first ?? "")) }
         let id = "\(request.containerID)_\(request.interfaceName)"
         let taken = Set(
             attachments.values.filter { $0.id != id }.flatMap { $0.addresses.map(\.address) }

@@ -54,6 +54,7 @@ extension NodeAgent {
             // Of two for one container, or with one address, the second finds what the first has left.
             let names = Set(add.request.addresses + ["\(add.request.containerID)_\(add.request.interfaceName)"])
             guard claimed.isDisjoint(with: names) else {
+                claimed.formUnion(names)
                 waitingADDs.append(add)
                 continue
             }
@@ -176,7 +177,11 @@ extension NodeAgent {
     /// Routing is in place, as far as the kernel let us: puts the routes into the pod, and the attachment on disk.
     private func finish(_ add: ServedADD, _ outcome: ApplyOutcome) throws -> [CNIResult.AddedRoute] {
         var attachment = add.attachment
-        guard let entry = plan.attachments.first(where: { $0.attachment.id == attachment.id }) else {
+        guard
+            let entry = plan.attachments.first(where: {
+                $0.attachment.id == attachment.id && $0.attachment.addresses == attachment.addresses
+            }), entry.refusal.isEmpty
+        else {
             throw NetlinkError(
                 operation: "planning", code: EAGAIN, kernelMessage: "the attachment is not in the plan")
         }
@@ -216,7 +221,7 @@ extension NodeAgent {
     /// Takes back what `begin` has done. The kernel follows with the next plan.
     private func undo(_ add: ServedADD) {
         attachments[add.id] = add.before
-        for old in add.displaced {
+        for old in add.displaced where attachments[old.id] == nil {
             attachments[old.id] = old
             endedPods.takeBack(old.podUID, old.addresses.map(\.address))
         }
