@@ -19,6 +19,8 @@ extension NodeAgent {
         let pod: PodNetwork
         /// By which it is undone, should nobody take the answer.
         let call: UInt64
+        /// The inventory had the pod when it was identified.
+        let isInInventory: Bool
         let answer: @Sendable (HelperResponse) -> Void
     }
 
@@ -133,6 +135,8 @@ extension NodeAgent {
         }
         // Should the pod vanish from the inventory before its DEL, it keeps what it had.
         let known = inventory.pods.first { request.isOf($0) }
+        // Without its labels no policy would select it.
+        guard known != nil || !add.isInInventory else { throw NodeAgent.deletedMeanwhile(request) }
         var attachment = Attachment(
             containerID: request.containerID, interfaceName: request.interfaceName, network: request.network,
             podNamespace: request.podNamespace, podName: request.podName, podUID: request.podUID,
@@ -195,7 +199,8 @@ extension NodeAgent {
         attachment.grantedAnnotation = entry.grantedAnnotation
         let routes = try add.add.pod.setRoutes(
             entry.podRoutes.map { ($0.destination, $0.mtu) }, interface: add.interface.index)
-        for route in routes { attachment.podRoutes[route.destination] = route.mtu }
+        attachment.podRoutes = Dictionary(
+            routes.map { ($0.destination, $0.mtu) }, uniquingKeysWith: { _, last in last })
         attachments[attachment.id] = attachment
         try store.save(attachment)
         for old in add.displaced where attachments[old.id] == nil { store.remove(old.id) }
@@ -242,8 +247,14 @@ extension NodeAgent {
         }
     }
 
+    private static func deletedMeanwhile(_ request: HelperRequest) -> CNIError {
+        CNIError(.tryAgainLater, "the pod \(request.podNamespace)/\(request.podName) was deleted meanwhile")
+    }
+
     /// Waits until the inventory knows the pod, and takes what it then says.
-    func identify(_ request: HelperRequest) async throws(CNIError) {
+    ///
+    /// - Returns: whether the inventory has it; false where the source does not need to.
+    func identify(_ request: HelperRequest) async throws(CNIError) -> Bool {
         let pod = PodReference(
             namespace: request.podNamespace, name: request.podName, uid: request.podUID,
             isDecided: request.annotations.last { $0.0 == Planner.policyAnnotation }.map {
@@ -256,11 +267,12 @@ extension NodeAgent {
         do { lookup = try await source.identify(pod) } catch {
             throw CNIError(.tryAgainLater, error.message)
         }
-        guard lookup.origin == .get || lookup.origin == .watch else { return }
+        guard lookup.origin == .get || lookup.origin == .watch else { return false }
         take(await source.inventory(), reason: "a pod was looked up")
         guard inventory.pods.contains(where: { request.isOf($0) }) else {
-            throw CNIError(.tryAgainLater, "the pod \(request.podNamespace)/\(request.podName) was deleted meanwhile")
+            throw NodeAgent.deletedMeanwhile(request)
         }
+        return true
     }
 
     /// Undoes an ADD whose answer nobody received, and no other ADD of the same container.

@@ -54,9 +54,11 @@ extension NodeAgent {
         case .add:
             guard let pod else { throw CNIError(.requestRefused, "ADD came without the pod's netlink socket") }
             try await waitForInventory(request)
-            try await identify(request)
+            let isInInventory = try await identify(request)
             await waitUntilForgotten(request)
-            return add(WaitingADD(request: request, pod: pod, call: call, answer: answer))
+            return add(
+                WaitingADD(
+                    request: request, pod: pod, call: call, isInInventory: isInInventory, answer: answer))
         case .check:
             guard let pod else { throw CNIError(.requestRefused, "CHECK came without the pod's netlink socket") }
             try check(request, pod)
