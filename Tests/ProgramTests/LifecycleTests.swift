@@ -507,29 +507,38 @@ struct LifecycleTests {
         try lab.inventory(
             "bad.yaml", Lab.policy("bad", app: "bad").replacing("destinationCIDRs", with: "destinationCIDR"))
         #expect(lab.eventually { lab.ctl("n1", "status").output.contains("refused") })
-        Shell.run("kill -STOP \(lab.pid("n1"))")
-        let answers = "\(lab.directory)/answers"
-        let adds = pods.map { name in
-            "(\(Lab.script) plugin \(lab.prefix) \(lab.directory) n1 ADD \(name) "
-                + "> \(answers)-\(name) 2>&1; echo status $? >> \(answers)-\(name)) < /dev/null &"
-        }
-        Shell.run("(\(adds.joined(separator: " "))) > /dev/null 2>&1; sleep 1.5")
-        Shell.run("kill -CONT \(lab.pid("n1"))")
-        func answer(_ name: String) -> String { Shell.run("cat \(answers)-\(name)").output }
-        for name in pods { #expect(lab.eventually { answer(name).contains("status ") }, "\(name): \(answer(name))") }
-        for name in ["a", "b", "c", "late"] {
-            #expect(answer(name).hasSuffix("status 0\n"), "\(name): \(answer(name))")
-        }
-        #expect(answer("bad").contains("is refused") && !answer("bad").hasSuffix("status 0\n"), "\(answer("bad"))")
-        let names = (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["containerID"]?.string }.sorted()
-        let expected = [["a", "b", "c"], ["b", "c", "late"]].map { $0.map { "\(lab.prefix)-\($0)" } }
-        #expect(expected.contains(names), "\(names)")
-        let rules = lab.run(in: "n1", "ip rule").output
-        for last in [10, 11, 12] { #expect(rules.contains("10.244.1.\(last) "), "\(rules)") }
-        #expect(!rules.contains("10.244.1.13 "), "\(rules)")
-        #expect(lab.ctl("n1", "diff").output == "[]\n")
-        let together = lab.log("n1").split(separator: "\n").contains { line in
-            line.contains("kernel changed") && line.components(separatedBy: "_eth0").count > 2
+        // Which of them the helper gets at the same moment is up to the scheduler: each round has to be right, one has to have
+        // two together.
+        var together = false
+        for _ in 0..<20 where !together {
+            for name in pods { #expect(lab.plugin("n1", "DEL", name).status == 0) }
+            Shell.run("kill -STOP \(lab.pid("n1"))")
+            let answers = "\(lab.directory)/answers"
+            let adds = pods.map { name in
+                "(\(Lab.script) plugin \(lab.prefix) \(lab.directory) n1 ADD \(name) "
+                    + "> \(answers)-\(name) 2>&1; echo status $? >> \(answers)-\(name)) < /dev/null &"
+            }
+            Shell.run("(\(adds.joined(separator: " "))) > /dev/null 2>&1; sleep 1.5")
+            Shell.run("kill -CONT \(lab.pid("n1"))")
+            func answer(_ name: String) -> String { Shell.run("cat \(answers)-\(name)").output }
+            for name in pods {
+                #expect(lab.eventually { answer(name).contains("status ") }, "\(name): \(answer(name))")
+            }
+            for name in ["a", "b", "c", "late"] {
+                #expect(answer(name).hasSuffix("status 0\n"), "\(name): \(answer(name))")
+            }
+            #expect(answer("bad").contains("is refused") && !answer("bad").hasSuffix("status 0\n"), "\(answer("bad"))")
+            let names = (lab.api("n1", "/v1/attachments")?.elements ?? []).compactMap { $0["containerID"]?.string }
+                .sorted()
+            let expected = [["a", "b", "c"], ["b", "c", "late"]].map { $0.map { "\(lab.prefix)-\($0)" } }
+            #expect(expected.contains(names), "\(names)")
+            let rules = lab.run(in: "n1", "ip rule").output
+            for last in [10, 11, 12] { #expect(rules.contains("10.244.1.\(last) "), "\(rules)") }
+            #expect(!rules.contains("10.244.1.13 "), "\(rules)")
+            #expect(lab.ctl("n1", "diff").output == "[]\n")
+            together = lab.log("n1").split(separator: "\n").contains { line in
+                line.contains("kernel changed") && line.components(separatedBy: "_eth0").count > 2
+            }
         }
         #expect(together, "no two ADDs were served together: \(lab.log("n1"))")
     }
