@@ -164,8 +164,8 @@ let package = Package(
             name: "KernelTests",
             dependencies: [
                 "Agent", "Liveness", "Reconcile", "Planner", "Model", "Netlink", "Firewall", "WireGuard", "Inventory",
-                "Jansson", "CLinux",
-                "TestSupport",
+                "Jansson", "CLinux", "CNI", "HelperProtocol", "TestSupport",
+                .product(name: "Logging", package: "swift-log"),
             ]),
         .testTarget(
             name: "ProgramTests", dependencies: ["TestSupport", "HelperProtocol", "CNI", "Jansson", "CLinux"]),

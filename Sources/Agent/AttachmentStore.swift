@@ -131,7 +131,8 @@ struct AttachmentStore {
                                 uid,
                                 .make(
                                     ("addresses", .array(pod.addresses.map { "\($0)" }.sorted().map { .string($0) })),
-                                    ("at", .integer(Int64(pod.at.timeIntervalSince1970)))))
+                                    ("at", .integer(Int64(pod.at.timeIntervalSince1970))),
+                                    ("hasNoConnections", .bool(pod.hasNoConnections))))
                         })
                 )))
     }
@@ -142,7 +143,8 @@ struct AttachmentStore {
                 $0.string.flatMap { IPAddress($0) }
             }
             let at = Date(timeIntervalSince1970: TimeInterval(member.value["at"]?.integer ?? 0))
-            pods[member.key] = .init(addresses: Set(addresses), at: at)
+            pods[member.key] = .init(
+                addresses: Set(addresses), at: at, hasNoConnections: member.value["hasNoConnections"]?.bool ?? false)
         }
         return EndedPods(pods: pods)
     }

@@ -48,7 +48,9 @@ actor ConnectionFlush {
             return taken
         }
         if addresses.isEmpty { return }
-        let count = run { try $0.forget(of: addresses) + firewall.forget(flowsOf: addresses, in: Planner.flowSets) }
+        let count =
+            run { try openTracking().forget(of: addresses) }
+            + run { try firewall.forget(flowsOf: addresses, in: Planner.flowSets) }
         if count > 0 {
             logger.debug(
                 "deleted the connection-tracking entries of a pod that is gone", metadata: ["connections": "\(count)"])
@@ -57,7 +59,7 @@ actor ConnectionFlush {
 
     /// Forgets connections through this gateway that are translated to another address than their policy's.
     func forget(notTranslatedAs translations: [UInt16: IPAddress]) {
-        let count = run { try $0.forget(notTranslatedAs: translations) }
+        let count = run { try openTracking().forget(notTranslatedAs: translations) }
         if count > 0 {
             logger.notice(
                 "an egress address has changed: deleted the connection-tracking entries with the old address",
@@ -65,24 +67,33 @@ actor ConnectionFlush {
         }
     }
 
+    private func openTracking() throws -> ConnectionTracking {
+        let open = try tracking ?? ConnectionTracking()
+        tracking = open
+        return open
+    }
+
+    /// Tries twice, the second time with a new socket: a list that the kernel could not finish is no reason to give up addresses.
+    ///
     /// - Returns: how many connections were forgotten; 0 after a failure, which is told once.
-    private func run(_ body: (ConnectionTracking) throws -> Int) -> Int {
-        do {
-            let open = try tracking ?? ConnectionTracking()
-            tracking = open
-            let count = try body(open)
-            lastProblem = ""
-            return count
-        } catch {
-            tracking = nil
-            let problem = "\(error)"
-            if problem != lastProblem {
-                logger.warning(
-                    "the entries of ended connections cannot be deleted from connection tracking (modprobe nf_conntrack_netlink)",
-                    metadata: ["error": "\(problem)"])
+    private func run(_ body: () throws -> Int) -> Int {
+        var problem = ""
+        for _ in 0..<2 {
+            do {
+                let count = try body()
+                lastProblem = ""
+                return count
+            } catch {
+                tracking = nil
+                problem = "\(error)"
             }
-            lastProblem = problem
-            return 0
         }
+        if problem != lastProblem {
+            logger.warning(
+                "the entries of ended connections cannot be deleted from connection tracking (modprobe nf_conntrack_netlink)",
+                metadata: ["error": "\(problem)"])
+        }
+        lastProblem = problem
+        return 0
     }
 }

@@ -1,8 +1,8 @@
 import FoundationEssentials
 import Model
 
-/// Pods whose attachment has ended here, by UID, with the addresses that they had: they are not adopted by those. (A new
-/// sandbox of the same pod has other ones.)
+/// Pods whose attachment has ended here, with the addresses that they had: they are not adopted by those. (A new sandbox of
+/// the same pod has other ones.)
 ///
 /// The API shows a pod running for a while after its DEL, and for as long as the API server is away.
 struct EndedPods: Equatable {
@@ -10,7 +10,10 @@ struct EndedPods: Equatable {
         var addresses: Set<IPAddress>
         /// When the last attachment ended.
         var at: Date
+        /// The connections of these addresses are forgotten. What is on disk may lag behind: they are forgotten once more then.
+        var hasNoConnections = false
     }
+    /// By UID; what came without one by the ID of its attachment.
     private(set) var pods: [String: Ended] = [:]
 
     /// A pod whose object is not there is remembered for so long, seconds: its ADD and its DEL may both come before the watch
@@ -23,19 +26,34 @@ struct EndedPods: Equatable {
 
     var addresses: [String: Set<IPAddress>] { pods.mapValues(\.addresses) }
 
-    /// Addresses of pods that have ended since then.
-    func addresses(since time: Date) -> Set<IPAddress> {
-        pods.values.reduce(into: []) { if $1.at >= time { $0.formUnion($1.addresses) } }
+    /// Addresses whose connections may not be forgotten yet.
+    var addressesWithConnections: Set<IPAddress> {
+        pods.values.reduce(into: []) { if !$1.hasNoConnections { $0.formUnion($1.addresses) } }
     }
 
-    mutating func note(_ uid: String, _ addresses: [IPAddress], now: Date) {
-        pods[uid] = Ended(addresses: (pods[uid]?.addresses ?? []).union(addresses), at: now)
+    private static func key(_ attachment: Attachment) -> String {
+        attachment.podUID.isEmpty ? attachment.id : attachment.podUID
     }
 
-    /// An attachment of the pod has these addresses again.
-    mutating func takeBack(_ uid: String, _ addresses: [IPAddress]) {
-        pods[uid]?.addresses.subtract(addresses)
-        if pods[uid]?.addresses.isEmpty == true { pods[uid] = nil }
+    /// The attachment has ended.
+    mutating func note(_ attachment: Attachment, now: Date) {
+        let key = Self.key(attachment)
+        let before = pods[key]?.addresses ?? []
+        pods[key] = Ended(addresses: before.union(attachment.addresses.map(\.address)), at: now)
+    }
+
+    /// There is such an attachment again.
+    mutating func takeBack(_ attachment: Attachment) {
+        let key = Self.key(attachment)
+        pods[key]?.addresses.subtract(attachment.addresses.map(\.address))
+        if pods[key]?.addresses.isEmpty == true { pods[key] = nil }
+    }
+
+    /// All connections of these addresses are forgotten.
+    mutating func noteForgotten(_ addresses: Set<IPAddress>) {
+        for (key, ended) in pods where !ended.hasNoConnections && ended.addresses.isSubset(of: addresses) {
+            pods[key]?.hasNoConnections = true
+        }
     }
 
     /// Forgets pods whose object is gone.

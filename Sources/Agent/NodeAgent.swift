@@ -280,7 +280,7 @@ public actor NodeAgent {
         gone.subtract(live)
         try? reconciler.deletePodRules(of: gone)
         // The helper may have stopped before it had forgotten the connections of those that ended last.
-        forgetConnections(of: gone.union(endedPods.addresses(since: Date().addingTimeInterval(-60)).subtracting(live)))
+        forgetConnections(of: gone.union(endedPods.addressesWithConnections.subtracting(live)))
         return deletions
     }
 
@@ -598,7 +598,7 @@ public actor NodeAgent {
         }
     }
 
-    private func keep(_ what: String, _ body: () throws -> Void) {
+    func keep(_ what: String, _ body: () throws -> Void) {
         do {
             try body()
             storeProblem = ""
@@ -734,8 +734,7 @@ public actor NodeAgent {
     }
 
     func forgetPod(of attachment: Attachment) {
-        guard !attachment.podUID.isEmpty else { return }
-        endedPods.note(attachment.podUID, attachment.addresses.map(\.address), now: Date())
+        endedPods.note(attachment, now: Date())
         saveEndedPods()
     }
 
@@ -766,15 +765,16 @@ public actor NodeAgent {
     func end(_ id: String, podIsOver isOver: Bool = true) {
         if let attachment = attachments.removeValue(forKey: id), isOver {
             forgetPod(of: attachment)
-            let live = Set(attachments.values.flatMap { $0.addresses.map(\.address) })
-            forgetConnections(of: Set(attachment.addresses.map(\.address)).subtracting(live))
+            forgetConnections(of: Set(attachment.addresses.map(\.address)))
         }
         servedADDs.forget(id)
         store.remove(id)
     }
 
-    /// Deletes the connection-tracking entries of pods that are gone.
-    private func forgetConnections(of addresses: Set<IPAddress>) {
+    /// Deletes the connection-tracking entries of pods that are gone, but for addresses that a pod has.
+    func forgetConnections(of gone: Set<IPAddress>) {
+        if gone.isEmpty { return }
+        let addresses = gone.subtracting(attachments.values.lazy.flatMap { $0.addresses.map(\.address) })
         if addresses.isEmpty { return }
         toForget.formUnion(addresses)
         let task =
@@ -788,10 +788,18 @@ public actor NodeAgent {
         for address in addresses { forgetting[address] = task }
     }
 
+    /// The pod is not gone after all.
+    func keepConnections(of attachment: Attachment) {
+        for network in attachment.addresses where toForget.remove(network.address) != nil {
+            forgetting[network.address] = nil
+        }
+    }
+
     /// Before the program ends: leaves no connections of pods that are gone.
     public func finish() async {
         nextForgetting?.cancel()
-        await nextForgetting?.value
+        for task in Set(forgetting.values) { await task.value }
+        saveEndedPods()
     }
 
     private func forgetCollected() async {
@@ -799,20 +807,26 @@ public actor NodeAgent {
         (toForget, nextForgetting) = ([], nil)
         await connections.forget(of: addresses)
         // An address may have had another pod meanwhile, whose connections are to be forgotten by the next task.
-        for address in addresses where forgetting[address] == task { forgetting[address] = nil }
+        let done = addresses.filter { forgetting[$0] == task }
+        for address in done { forgetting[address] = nil }
+        // On disk with the next pod that ends.
+        endedPods.noteForgotten(done)
     }
 
-    /// An address that had another pod before starts without that pod's connections.
-    func waitUntilForgotten(_ request: HelperRequest) async {
-        let addresses = request.addresses.compactMap { IPAddress(String($0.split(separator: "/").first ?? "")) }
-        let id = "\(request.containerID)_\(request.interfaceName)"
-        let taken = Set(
-            attachments.values.filter { $0.id != id }.flatMap { $0.addresses.map(\.address) }
-        ).intersection(addresses)
-        if !taken.isEmpty { await connections.forget(of: taken) }
-        for address in addresses {
-            forgetting[address]?.cancel()
-            await forgetting[address]?.value
+    /// Of the addresses of an ADD those whose connections with another pod are not forgotten yet.
+    func connectionsToForget(_ add: WaitingADD, _ displaced: [Attachment]) -> Set<IPAddress> {
+        let taken = Set(displaced.flatMap { $0.addresses.map(\.address) }).subtracting(add.forgotten)
+        return Set(add.addresses.filter { forgetting[$0] != nil || taken.contains($0) })
+    }
+
+    /// Returns when the connections of these addresses are forgotten.
+    func forgetNow(_ addresses: Set<IPAddress>) async {
+        let tasks = addresses.reduce(into: [:]) { $0[$1] = forgetting[$1] }
+        let others = addresses.subtracting(tasks.keys)
+        if !others.isEmpty { await connections.forget(of: others) }
+        for task in Set(tasks.values) {
+            task.cancel()
+            await task.value
         }
     }
 

@@ -7,13 +7,17 @@ import Testing
 /// Pure values; in this target because it is the one that has the Agent.
 struct EndedPodsTests {
     static let now = Date(timeIntervalSince1970: 1_800_000_000)
+    static func attachment(_ uid: String, _ addresses: IPAddress...) -> Model.Attachment {
+        Model.Attachment(
+            containerID: "c", interfaceName: "eth0", podUID: uid, addresses: addresses.map { IPNetwork(host: $0) })
+    }
     static func pod(_ uid: String) -> Pod { Pod(namespace: "default", name: uid, uid: uid) }
     static let (first, second) = (IPAddress("10.0.0.1")!, IPAddress("10.0.0.2")!)
 
     /// Its ADD and its DEL have come before the watch shows the pod.
     @Test func aPodThatIsNotKnownYetIsRemembered() {
         var ended = EndedPods()
-        ended.note("u1", [Self.first], now: Self.now)
+        ended.note(Self.attachment("u1", Self.first), now: Self.now)
         var hasForgotten = ended.forgetOld(pods: [], now: Self.now.addingTimeInterval(600))
         #expect(!hasForgotten)
         #expect(ended.addresses == ["u1": [Self.first]])
@@ -27,14 +31,30 @@ struct EndedPodsTests {
     /// The API may still show the address of the sandbox before.
     @Test func aNewSandboxTakesBackItsOwnAddressOnly() {
         var ended = EndedPods()
-        ended.note("u1", [Self.first], now: Self.now)
-        ended.takeBack("u1", [Self.second])
+        ended.note(Self.attachment("u1", Self.first), now: Self.now)
+        ended.takeBack(Self.attachment("u1", Self.second))
         #expect(ended.addresses == ["u1": [Self.first]])
-        ended.note("u1", [Self.second], now: Self.now)
-        ended.takeBack("u1", [Self.first])
+        ended.note(Self.attachment("u1", Self.second), now: Self.now)
+        ended.takeBack(Self.attachment("u1", Self.first))
         #expect(ended.addresses == ["u1": [Self.second]])
-        ended.takeBack("u1", [Self.second])
+        ended.takeBack(Self.attachment("u1", Self.second))
         #expect(ended.addresses.isEmpty)
+    }
+
+    /// The helper may end before it has forgotten the connections of a pod that is gone, also of one that came without a UID.
+    @Test func addressesWithConnectionsAreKnownUntilTheyAreForgotten() {
+        var ended = EndedPods()
+        ended.note(Self.attachment("u1", Self.first), now: Self.now)
+        ended.note(Self.attachment("", Self.second), now: Self.now)
+        #expect(ended.addresses.keys.sorted() == ["c_eth0", "u1"])
+        #expect(ended.addressesWithConnections == [Self.first, Self.second])
+        ended.noteForgotten([Self.first])
+        #expect(ended.addressesWithConnections == [Self.second])
+        // It has ended again.
+        ended.note(Self.attachment("u1", Self.first), now: Self.now)
+        #expect(ended.addressesWithConnections == [Self.first, Self.second])
+        ended.noteForgotten([Self.first, Self.second])
+        #expect(ended.addressesWithConnections.isEmpty && ended.pods.count == 2)
     }
 
     @Test func itIsOnDiskAsItWas() throws {
@@ -46,7 +66,9 @@ struct EndedPodsTests {
         let store = AttachmentStore(runDirectory: directory)
         #expect(store.loadEnded() == EndedPods())
         var ended = EndedPods()
-        ended.note("u1", [Self.first, Self.second], now: Self.now)
+        ended.note(Self.attachment("u1", Self.first, Self.second), now: Self.now)
+        ended.note(Self.attachment("u2", Self.first), now: Self.now)
+        ended.noteForgotten([Self.first])
         try store.saveEnded(ended)
         #expect(store.loadEnded() == ended)
         try "{".write(toFile: directory + "/ended.json", atomically: true, encoding: .utf8)

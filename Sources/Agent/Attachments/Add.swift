@@ -17,11 +17,29 @@ extension NodeAgent {
     struct WaitingADD {
         let request: HelperRequest
         let pod: PodNetwork
+        let addresses: [IPAddress]
         /// By which it is undone, should nobody take the answer.
         let call: UInt64
         /// The inventory had the pod when it was identified.
         let isInInventory: Bool
+        /// Whether the plugin still waits for the answer.
+        let isAwaited: @Sendable () -> Bool
         let answer: @Sendable (HelperResponse) -> Void
+        /// Addresses that another attachment has, and whose connections were forgotten for this ADD.
+        var forgotten: Set<IPAddress> = []
+
+        /// The attachment's.
+        var id: String { "\(request.containerID)_\(request.interfaceName)" }
+    }
+
+    /// What only one of the ADDs that are served together may touch, so that each can be undone by itself.
+    private enum Claim: Hashable {
+        case attachment(String)
+        case address(IPAddress)
+
+        static func of(_ attachment: Attachment) -> [Claim] {
+            [.attachment(attachment.id)] + attachment.addresses.map { .address($0.address) }
+        }
     }
 
     /// An ADD that is being served.
@@ -51,17 +69,35 @@ extension NodeAgent {
         let waiting = waitingADDs
         waitingADDs = []
         var adds: [ServedADD] = []
-        var claimed: Set<String> = []
+        var claimed: Set<Claim> = []
+        // A DEL that is not served yet is of an earlier attachment of the container, and must not end the new one.
+        for add in waiting { drainDeletions(of: add.id) }
         for add in waiting {
+            let displaced = attachments.values.filter { old in
+                old.id != add.id && old.addresses.contains { add.addresses.contains($0.address) }
+            }
+            let before = attachments[add.id].map { [$0] } ?? []
+            let claims = Set(
+                [.attachment(add.id)] + add.addresses.map { .address($0) } + (displaced + before).flatMap(Claim.of))
             // Of two for one container, or with one address, the second finds what the first has left.
-            let names = Set(add.request.addresses + ["\(add.request.containerID)_\(add.request.interfaceName)"])
-            guard claimed.isDisjoint(with: names) else {
-                claimed.formUnion(names)
+            guard claimed.isDisjoint(with: claims) else {
+                claimed.formUnion(claims)
                 waitingADDs.append(add)
                 continue
             }
-            claimed.formUnion(names)
-            do throws(CNIError) { adds.append(try begin(add)) } catch { refuse(add, error) }
+            // An address that had another pod before starts without that pod's connections.
+            let unforgotten = connectionsToForget(add, displaced)
+            guard unforgotten.isEmpty else {
+                Task {
+                    await forgetNow(unforgotten)
+                    var add = add
+                    add.forgotten.formUnion(unforgotten)
+                    self.add(add)
+                }
+                continue
+            }
+            claimed.formUnion(claims)
+            do throws(CNIError) { adds.append(try begin(add, displaced: displaced)) } catch { refuse(add, error) }
         }
         if !waitingADDs.isEmpty { Task { serveWaitingADDs() } }
         if !adds.isEmpty { serve(adds) }
@@ -111,18 +147,15 @@ extension NodeAgent {
     }
 
     /// Makes the attachment one of this node's, so that the next plan has it.
-    private func begin(_ add: WaitingADD) throws(CNIError) -> ServedADD {
+    ///
+    /// - Parameter displaced: other attachments that have one of its addresses, and end.
+    private func begin(_ add: WaitingADD, displaced: [Attachment]) throws(CNIError) -> ServedADD {
         let request = add.request
-        var addresses: [IPNetwork] = []
-        for text in request.addresses {
-            guard let address = IPNetwork(text).flatMap({ _ in IPAddress(String(text.split(separator: "/")[0])) })
-            else {
-                throw CNIError(
-                    .invalidConfiguration,
-                    "prevResult has \"\(text)\" where an IP address belongs; correct the plugin before culvert")
-            }
-            addresses.append(IPNetwork(host: address))
+        // It would take the address from a pod for nobody.
+        guard add.isAwaited() else {
+            throw CNIError(.tryAgainLater, "the plugin closed the connection before its ADD was served")
         }
+        let addresses = add.addresses.map { IPNetwork(host: $0) }
         let interface: KernelLink
         do {
             guard let found = try add.pod.interface(request.interfaceName) else {
@@ -153,18 +186,13 @@ extension NodeAgent {
             if attachment.hostName.isEmpty { attachment.hostIndex = 0 }
         }
 
-        // A DEL that is not served yet is of an earlier attachment of this container, and must not end this one.
-        drainDeletions(of: attachment.id)
         let before = attachments[attachment.id]
-        let displaced = attachments.values.filter { old in
-            old.id != attachment.id && old.addresses.contains(where: addresses.contains)
-        }
         for old in displaced {
             logger.notice(
                 "another attachment has its address now: the attachment has ended",
                 metadata: ["attachment": "\(old.id)", "by": "\(attachment.id)"])
             attachments[old.id] = nil
-            if old.podUID != attachment.podUID { forgetPod(of: old) }
+            if old.podUID.isEmpty || old.podUID != attachment.podUID { forgetPod(of: old) }
         }
         if known == nil, request.labels.isEmpty, let before, before.podUID == attachment.podUID {
             (attachment.labels, attachment.serviceAccount) = (before.labels, before.serviceAccount)
@@ -174,7 +202,7 @@ extension NodeAgent {
         attachment.grantedAnnotation = before.map(\.grantedAnnotation) ?? ""
         attachments[attachment.id] = attachment
         // A new sandbox of the same pod. The API may still show an address of the one before it.
-        endedPods.takeBack(attachment.podUID, addresses.map(\.address))
+        endedPods.takeBack(attachment)
         return ServedADD(add: add, interface: interface, attachment: attachment, before: before, displaced: displaced)
     }
 
@@ -204,7 +232,9 @@ extension NodeAgent {
         attachments[attachment.id] = attachment
         try store.save(attachment)
         for old in add.displaced where attachments[old.id] == nil { store.remove(old.id) }
-        servedADDs.note(attachment.id, call: add.add.call, before: add.before)
+        let former = (add.displaced + (add.before.map { [$0] } ?? [])).flatMap { $0.addresses.map(\.address) }
+        forgetConnections(of: Set(former).subtracting(attachment.addresses.map(\.address)))
+        servedADDs.note(attachment.id, call: add.add.call, before: add.before, displaced: add.displaced)
         warnOfNobody(attachment, entry)
         learnDefaultPolicy(add.add.request.defaultPolicy)
         return routes.map {
@@ -225,11 +255,44 @@ extension NodeAgent {
 
     /// Takes back what `begin` has done. The kernel follows with the next plan.
     private func undo(_ add: ServedADD) {
-        attachments[add.id] = add.before
-        for old in add.displaced where attachments[old.id] == nil {
+        putBack(add.before, of: add.id)
+        giveBack(to: add.displaced)
+    }
+
+    /// The container has again what it had before an ADD.
+    private func putBack(_ before: Attachment?, of id: String) {
+        attachments[id] = before
+        if let before { keep("attachment \(id)") { try store.save(before) } }
+    }
+
+    /// Attachments that an ADD has ended, because it came with an address of theirs, have it again: whoever sends with that
+    /// address is routed. Not where somebody else has it by now, or the pod's link is gone.
+    private func giveBack(to displaced: [Attachment]) {
+        if displaced.isEmpty { return }
+        for old in displaced where attachments[old.id] == nil {
+            let isTaken = attachments.values.contains { $0.addresses.contains(where: old.addresses.contains) }
+            guard !isTaken, old.hostIndex == 0 || hostName(of: old.hostIndex) == old.hostName else { continue }
             attachments[old.id] = old
-            endedPods.takeBack(old.podUID, old.addresses.map(\.address))
+            keep("attachment \(old.id)") { try store.save(old) }
+            endedPods.takeBack(old)
+            keepConnections(of: old)
         }
+        saveEndedPods()
+    }
+
+    /// - Throws: where `prevResult` has something else.
+    static func addresses(of request: HelperRequest) throws(CNIError) -> [IPAddress] {
+        var addresses: [IPAddress] = []
+        for text in request.addresses {
+            guard let address = IPNetwork(text).flatMap({ _ in IPAddress(String(text.split(separator: "/")[0])) })
+            else {
+                throw CNIError(
+                    .invalidConfiguration,
+                    "prevResult has \"\(text)\" where an IP address belongs; correct the plugin before culvert")
+            }
+            addresses.append(address)
+        }
+        return addresses
     }
 
     /// A pod is not judged by an inventory that is not known completely.
@@ -280,19 +343,14 @@ extension NodeAgent {
         let id = "\(request.containerID)_\(request.interfaceName)"
         logger.notice(
             "the plugin closed the connection before the answer: the ADD was undone", metadata: ["container": "\(id)"])
-        switch servedADDs.undo(id, call: call) {
-        case .nothing: return
-        case .end:
-            guard let attachment = attachments[id] else { return }
-            // With whenHelperUnavailable "allow" the pod goes on without this ADD, and is adopted.
-            end(id, podIsOver: false)
-            convergeAfterEnd([attachment])
-        case .restore(let before):
-            // A live pod whose ADD came once more goes on with what it had.
-            attachments[id] = before
-            do { try store.save(before) } catch { logger.error("\(error)") }
-            converge("an ADD was undone")
+        guard case .restore(let before, let displaced) = servedADDs.undo(id, call: call), attachments[id] != nil else {
+            return
         }
+        // With whenHelperUnavailable "allow" the pod goes on without this ADD, and is adopted. A live pod whose ADD came once
+        // more goes on with what it had.
+        if before == nil { end(id, podIsOver: false) } else { putBack(before, of: id) }
+        giveBack(to: displaced)
+        converge("an ADD was undone")
     }
 
     /// No policy can select a container without identity and labels. Its owner may not know that.

@@ -43,7 +43,7 @@ extension NodeAgent {
 
     /// - Throws: where the request fails; otherwise `answer` is called, now or later.
     private func serve(
-        _ request: HelperRequest, descriptor: Int32, call: UInt64, isAwaited: @Sendable () -> Bool,
+        _ request: HelperRequest, descriptor: Int32, call: UInt64, isAwaited: @escaping @Sendable () -> Bool,
         answer: @escaping @Sendable (HelperResponse) -> Void
     ) async throws(CNIError) {
         let pod: PodNetwork?
@@ -53,12 +53,13 @@ extension NodeAgent {
         switch request.command {
         case .add:
             guard let pod else { throw CNIError(.requestRefused, "ADD came without the pod's netlink socket") }
+            let addresses = try NodeAgent.addresses(of: request)
             try await waitForInventory(request)
             let isInInventory = try await identify(request)
-            await waitUntilForgotten(request)
             return add(
                 WaitingADD(
-                    request: request, pod: pod, call: call, isInInventory: isInInventory, answer: answer))
+                    request: request, pod: pod, addresses: addresses, call: call, isInInventory: isInInventory,
+                    isAwaited: isAwaited, answer: answer))
         case .check:
             guard let pod else { throw CNIError(.requestRefused, "CHECK came without the pod's netlink socket") }
             try check(request, pod)
