@@ -69,8 +69,16 @@ struct AttachmentStore {
         try AtomicFile.write(text, to: path, mode: 0o644)
     }
 
+    private let assignments = AssignmentTexts()
+
     func save(_ attachment: Attachment) throws {
-        try write("\(attachmentsDirectory)/\(attachment.id)", AttachmentRecord.json(attachment))
+        var record = AttachmentRecord.json(attachment, assignment: false).text(indent: 2)
+        if let policies = attachment.assignment {
+            // As the last member.
+            record.removeLast(2)
+            record += ",\n  \"assignment\": \(assignments.text(policies))\n}"
+        }
+        try AtomicFile.write(record + "\n", to: "\(attachmentsDirectory)/\(attachment.id)", mode: 0o640)
     }
     func has(_ id: String) -> Bool { access("\(attachmentsDirectory)/\(id)", F_OK) == 0 }
     func remove(_ id: String) { unlink("\(attachmentsDirectory)/\(id)") }
@@ -244,6 +252,21 @@ struct AttachmentStore {
     }
 }
 
+/// What attachments are assigned, as JSON text. Pods of the same policies have the same, which may name dozens of gateways.
+private final class AssignmentTexts {
+    private var known: [(policies: [AssignedPolicy], text: String)] = []
+    /// Most nodes have pods of fewer sets of policies.
+    private static let most = 16
+
+    func text(_ policies: [AssignedPolicy]) -> String {
+        if let place = known.firstIndex(where: { $0.policies == policies }) { return known[place].text }
+        let text = AttachmentRecord.json(policies).text()
+        known.insert((policies, text), at: 0)
+        if known.count > Self.most { known.removeLast() }
+        return text
+    }
+}
+
 /// An attachment as JSON. What is new in a version is added to it, so that the release before reads it too.
 enum AttachmentRecord {
     /// 2: `assignment`. 3: its candidates.
@@ -355,7 +378,8 @@ enum AttachmentRecord {
             })
     }
 
-    static func json(_ attachment: Attachment) -> JSON {
+    /// - Parameter assignment: with what it is assigned.
+    static func json(_ attachment: Attachment, assignment: Bool = true) -> JSON {
         func map(_ pairs: [String: String]) -> JSON {
             .strings(pairs.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
         }
@@ -383,7 +407,8 @@ enum AttachmentRecord {
                         JSON.Member("\($0.key)", .integer(Int64($0.value)))
                     })
             ), ("hostIndex", .integer(Int64(attachment.hostIndex))), ("hostName", .string(attachment.hostName)),
-            ("version", .integer(version)), ("assignment", attachment.assignment.map { json($0) }))
+            ("version", .integer(version)),
+            ("assignment", assignment ? attachment.assignment.map { json($0) } : nil))
     }
 
     static func attachment(_ value: JSON) -> Attachment? {

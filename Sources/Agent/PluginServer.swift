@@ -6,8 +6,9 @@ import Logging
 import Netlink
 import Synchronization
 
-/// `cni.sock`: one thread accepts, one short-lived thread serves each plugin. (swift-nio cannot receive file
-/// descriptors.) What arrives is not believed: see `receive`.
+/// `cni.sock`: one thread accepts, reads each request as it comes, and hands it to the agent, whose thread answers. So a call
+/// passes from thread to thread as seldom as can be. A plugin that does not send at once, or does not take its answer at once,
+/// gets a thread of its own. (swift-nio cannot receive file descriptors.) What arrives is not believed: see `receive`.
 public final class PluginServer: Sendable {
     /// Plugins that are served at once; more wait in the backlog.
     static let maximumConnections = 512
@@ -16,6 +17,8 @@ public final class PluginServer: Sendable {
     static let maximumADDs = maximumConnections - 64
     /// How long a connection may take to send its request, milliseconds.
     static let patience = 2000
+    /// How long the next plugin waits for one that has connected and not sent anything yet, milliseconds.
+    static let promptness: Int32 = 1
 
     private let listener: Int32
     private let path: String
@@ -59,6 +62,7 @@ public final class PluginServer: Sendable {
     }
 
     private func acceptLoop() {
+        let buffer = RequestBuffer()
         while !isStopping.load(ordering: .sequentiallyConsistent) {
             places.wait()
             let connection = culvert_accept(listener)
@@ -73,76 +77,96 @@ public final class PluginServer: Sendable {
             }
             active.add(1, ordering: .sequentiallyConsistent)
             let call = Call(server: self, connection: connection)
-            do { try BlockingThread.start("a plugin") { call.run() } } catch {
-                logger.error("a plugin call cannot be served: \(error)")
-                close(connection)
-                places.signal()
-                active.subtract(1, ordering: .sequentiallyConsistent)
+            if call.hasSent(within: PluginServer.promptness) {
+                call.begin(buffer)
+            } else {
+                call.onThread { call.begin(RequestBuffer()) }
             }
         }
         close(listener)
     }
 
+    /// Room for one request and the byte that makes it too long.
+    private final class RequestBuffer {
+        var bytes = [UInt8](repeating: 0, count: HelperRequest.maximumSize + 1)
+    }
+
     private final class Call: Sendable {
         let server: PluginServer
         let connection: Int32
+        /// Tells this call from all others.
+        let number: UInt64
+
         init(server: PluginServer, connection: Int32) {
             self.server = server
             self.connection = connection
+            number = server.calls.add(1, ordering: .relaxed).newValue
         }
 
-        func run() {
-            defer {
-                close(connection)
-                server.places.signal()
-                server.active.subtract(1, ordering: .sequentiallyConsistent)
+        /// Whether a request is there to be read, or the connection's end.
+        func hasSent(within milliseconds: Int32) -> Bool {
+            var entry = pollfd(fd: connection, events: Int16(POLLIN), revents: 0)
+            return poll(&entry, 1, milliseconds) > 0
+        }
+
+        /// Goes on with this call on a thread of its own.
+        func onThread(_ body: @escaping @Sendable () -> Void) {
+            do { try BlockingThread.start("a plugin", body) } catch {
+                server.logger.error("a plugin call cannot be served: \(error)")
+                end()
             }
+        }
+
+        private func end() {
+            close(connection)
+            server.places.signal()
+            server.active.subtract(1, ordering: .sequentiallyConsistent)
+        }
+
+        /// Reads the request, and has the agent begin with it.
+        func begin(_ buffer: RequestBuffer) {
             do throws(CNIError) {
-                let (request, descriptor) = try receive()
-                if request.command == .add {
-                    guard
-                        server.placesOfADDs.wait(timeout: .now())
-                            == .success
-                    else {
-                        if descriptor >= 0 { close(descriptor) }
-                        throw CNIError(
-                            .tryAgainLater,
-                            "culvertd already serves \(PluginServer.maximumADDs) ADDs, which is the maximum",
-                            details: "the API server may be slow; see culvertctl status")
-                    }
+                let (request, descriptor) = try receive(buffer)
+                if request.command == .add, server.placesOfADDs.wait(timeout: .now()) != .success {
+                    if descriptor >= 0 { close(descriptor) }
+                    throw CNIError(
+                        .tryAgainLater,
+                        "culvertd already serves \(PluginServer.maximumADDs) ADDs, which is the maximum",
+                        details: "the API server may be slow; see culvertctl status")
                 }
-                defer { if request.command == .add { server.placesOfADDs.signal() } }
-                let number = server.calls.add(1, ordering: .relaxed).newValue
-                let response = Call.wait { [self] answer in
-                    server.agent.serve(
-                        request, descriptor: descriptor, call: number, isAwaited: { !self.hasHungUp }, answer: answer)
-                }
-                if !send(response), request.command == .add, case .done = response {
-                    Call.wait { [server] done in
-                        Task {
-                            await server.agent.abort(request, call: number)
-                            done(())
-                        }
-                    }
-                }
+                server.agent.serve(
+                    request, descriptor: descriptor, call: number, isAwaited: { !self.hasHungUp },
+                    answer: { self.answer($0, to: request) })
             } catch {
                 server.logger.warning("refused a call on \(server.path)", metadata: ["error": "\(error.message)"])
-                _ = send(.failed(error))
+                send(HelperResponse.failed(error).messages[...]) { _ in self.end() }
+            }
+        }
+
+        /// On the agent's thread.
+        private func answer(_ response: HelperResponse, to request: HelperRequest) {
+            send(response.messages[...]) { [self] isTaken in
+                guard request.command == .add else { return end() }
+                server.placesOfADDs.signal()
+                guard !isTaken, case .done = response else { return end() }
+                Task {
+                    await server.agent.abort(request, call: number)
+                    end()
+                }
             }
         }
 
         /// Peer's uid first, then one bounded message within a bounded time, with at most one descriptor, which must
         /// be a NETLINK_ROUTE socket of another network namespace.
-        private func receive() throws(CNIError) -> (HelperRequest, Int32) {
+        private func receive(_ buffer: RequestBuffer) throws(CNIError) -> (HelperRequest, Int32) {
             let uid = culvert_peer_uid(connection)
             guard uid == server.plugInUID || uid == Int64(geteuid()) && server.plugInUID != 0 else {
                 throw CNIError(.requestRefused, "the peer's uid is \(uid); only root may call")
             }
             _ = culvert_receive_timeout(connection, PluginServer.patience)
             _ = culvert_send_timeout(connection, PluginServer.patience)
-            var buffer = [UInt8](repeating: 0, count: HelperRequest.maximumSize + 1)
             var descriptor: Int32 = -1
-            let count = culvert_receive_message(connection, &buffer, buffer.count, &descriptor)
+            let count = culvert_receive_message(connection, &buffer.bytes, buffer.bytes.count, &descriptor)
             if count <= 0 {
                 switch Int32(-count) {
                 case 0:
@@ -161,7 +185,7 @@ public final class PluginServer: Sendable {
             guard count <= HelperRequest.maximumSize else {
                 throw CNIError(.requestRefused, "the request has more than \(HelperRequest.maximumSize) bytes")
             }
-            let request = try HelperRequest(message: Array(buffer[0..<count]))
+            let request = try HelperRequest(message: Array(buffer.bytes[0..<count]))
             if descriptor >= 0 {
                 guard request.command == .add || request.command == .check else {
                     throw CNIError(.requestRefused, "\(request.command.rawValue) came with a descriptor")
@@ -184,33 +208,27 @@ public final class PluginServer: Sendable {
             return poll(&entry, 1, 0) > 0 && entry.revents & Int16(POLLHUP | POLLERR) != 0
         }
 
-        /// False if nobody receives the answer.
-        private func send(_ response: HelperResponse) -> Bool {
-            if hasHungUp { return false }
-            for message in response.messages where culvert_send_message(connection, message, message.count, -1) != 0 {
-                return false
-            }
-            return true
-        }
-
-        private final class Box<T: Sendable>: Sendable {
-            let value = Mutex<T?>(nil)
-        }
-
-        /// Waits for what another thread works out. This runs on a dedicated thread, not on one of the cooperative pool.
+        /// Sends without waiting where the plugin takes it at once, which is nearly always; otherwise on a thread of its own.
         ///
-        /// - Parameter begin: begins with it, and returns; its argument is to be called with the result.
-        @discardableResult
-        private static func wait<T: Sendable>(_ begin: (_ finish: @escaping @Sendable (T) -> Void) -> Void) -> T {
-            let done = DispatchSemaphore(value: 0)
-            let result = Box<T>()
-            begin { value in
-                result.value.withLock { $0 = value }
-                done.signal()
+        /// - Parameter done: whether all of it was taken; called once, now or later.
+        private func send(_ messages: ArraySlice<[UInt8]>, done: @escaping @Sendable (Bool) -> Void) {
+            if hasHungUp { return done(false) }
+            var rest = messages
+            while let message = rest.first {
+                let sent = culvert_send_message(connection, message, message.count, -1, 1)
+                if sent == -EAGAIN { break }
+                guard sent == 0 else { return done(false) }
+                rest.removeFirst()
             }
-            while true {
-                done.wait()
-                if let value = result.value.withLock({ $0 }) { return value }
+            guard !rest.isEmpty else { return done(true) }
+            let left = rest
+            do {
+                try BlockingThread.start("a long answer") { [connection] in
+                    done(left.allSatisfy { culvert_send_message(connection, $0, $0.count, -1, 0) == 0 })
+                }
+            } catch {
+                server.logger.error("the rest of an answer cannot be sent: \(error)")
+                done(false)
             }
         }
     }

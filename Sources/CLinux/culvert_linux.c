@@ -108,7 +108,7 @@ int culvert_accept(int listener) {
     return fd < 0 ? -errno : fd;
 }
 
-int culvert_send_message(int socket, const void *bytes, size_t length, int fd) {
+int culvert_send_message(int socket, const void *bytes, size_t length, int fd, int at_once) {
     struct iovec part = {(void *)bytes, length};
     union {
         struct cmsghdr header;
@@ -125,8 +125,13 @@ int culvert_send_message(int socket, const void *bytes, size_t length, int fd) {
         header->cmsg_len = CMSG_LEN(sizeof(int));
         memcpy(CMSG_DATA(header), &fd, sizeof fd);
     }
-    ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL);
+    ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL | (at_once ? MSG_DONTWAIT : 0));
     return sent < 0 ? -errno : 0;
+}
+
+ssize_t culvert_message_length(int socket) {
+    ssize_t length = recv(socket, NULL, 0, MSG_PEEK | MSG_TRUNC);
+    return length < 0 ? -errno : length;
 }
 
 ssize_t culvert_receive_message(int socket, void *buffer, size_t capacity, int *fd) {

@@ -25,25 +25,24 @@ public enum HelperConnection {
         let socket = try connect(path, deadline: deadline)
         defer { close(socket) }
         while true {
-            let sent = culvert_send_message(socket, message, message.count, descriptor)
+            let sent = culvert_send_message(socket, message, message.count, descriptor, 0)
             if sent == 0 { break }
             guard sent == -EAGAIN else {
                 throw unavailable("culvertd at \(path) closed the connection before it got the request", code: -sent)
             }
             try wait(socket, Int16(POLLOUT), deadline: deadline, path: path)
         }
-        var buffer = [UInt8](repeating: 0, count: HelperRequest.maximumSize)
         var answer = HelperAnswer()
         while true {
-            let received = recv(socket, &buffer, buffer.count, 0)
-            if received > 0 {
-                if let whole = try answer.take(Array(buffer[0..<received])) { return whole }
-                continue
-            }
-            guard received < 0, culvert_errno() == EAGAIN || culvert_errno() == EINTR else {
+            try wait(socket, Int16(POLLIN), deadline: deadline, path: path)
+            let length = culvert_message_length(socket)
+            if length == Int(-EAGAIN) || length == Int(-EINTR) { continue }
+            guard length > 0, length <= HelperRequest.maximumSize else {
                 throw unavailable("culvertd at \(path) closed the connection without a response", code: 0)
             }
-            try wait(socket, Int16(POLLIN), deadline: deadline, path: path)
+            var message = [UInt8](repeating: 0, count: length)
+            guard recv(socket, &message, length, 0) == length else { continue }
+            if let whole = try answer.take(message) { return whole }
         }
     }
 

@@ -42,6 +42,28 @@ struct AttachmentRecordTests {
         #expect(AttachmentRecord.attachment(try JSON.parse(Array(text.utf8))) == attachment)
     }
 
+    /// One after the other, with the same policies, with others and with none.
+    @Test func attachmentsAreLoadedAsTheyWereSaved() throws {
+        let directory = "/tmp/culvert-store-\(UInt32.random(in: 0 ... .max))"
+        let store = AttachmentStore(runDirectory: directory)
+        try store.prepare()
+        defer { try? FileManager.default.removeItem(atPath: directory) }
+        let all = (0..<60).map { number in
+            var other = attachment
+            other.containerID = "c\(number)"
+            switch number % 3 {
+            case 0: other.assignment = nil
+            case 1: other.assignment = Array((attachment.assignment ?? []).prefix(number % 4))
+            default: other.assignment?.swapAt(0, number % 3)
+            }
+            return other
+        }
+        for attachment in all { try store.save(attachment) }
+        let (loaded, damaged) = try store.load()
+        #expect(damaged.isEmpty)
+        #expect(loaded.sorted { $0.id < $1.id } == all.sorted { $0.id < $1.id })
+    }
+
     @Test func whatAnswersIsReadAsItWasWritten() throws {
         let directory = "/tmp/culvert-store-\(UInt32.random(in: 0 ... .max))"
         let store = AttachmentStore(runDirectory: directory)

@@ -62,7 +62,7 @@ import Testing
                     if count > 0 {
                         requests.withLock { $0.append(Array(buffer[0..<count])) }
                         let sent = answer.messages.allSatisfy {
-                            culvert_send_message(connection, $0, $0.count, -1) == 0
+                            culvert_send_message(connection, $0, $0.count, -1, 0) == 0
                         }
                         isDelivered.withLock { $0 = sent }
                     }

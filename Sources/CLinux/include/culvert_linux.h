@@ -65,8 +65,12 @@ int culvert_seqpacket_listen(const char *path, int backlog, unsigned mode);
 /// Accepts with `SOCK_CLOEXEC`. Negative errno on failure.
 int culvert_accept(int listener);
 
-/// Sends one message, with `fd` as its `SCM_RIGHTS` unless it is negative. 0 or negative errno.
-int culvert_send_message(int socket, const void *bytes, size_t length, int fd);
+/// Sends one message, with `fd` as its `SCM_RIGHTS` unless it is negative. 0 or negative errno: `-EAGAIN` where `at_once` is not 0
+/// and the socket has no room.
+int culvert_send_message(int socket, const void *bytes, size_t length, int fd, int at_once);
+
+/// The length of the message that `recv` would return next, without taking it. Negative errno.
+ssize_t culvert_message_length(int socket);
 
 /// Receives one message and at most one descriptor. The control buffer has room for exactly one
 /// (`CMSG_LEN(4)`), so the kernel itself closes any further ones and sets `MSG_CTRUNC`.
