@@ -13,7 +13,7 @@ struct EndedPods: Equatable {
         /// The connections of these addresses are forgotten. What is on disk may lag behind: they are forgotten once more then.
         var hasNoConnections = false
     }
-    /// By UID; what came without one by the ID of its attachment.
+    /// By UID.
     private(set) var pods: [String: Ended] = [:]
 
     /// A pod whose object is not there is remembered for so long, seconds: its ADD and its DEL may both come before the watch
@@ -31,28 +31,22 @@ struct EndedPods: Equatable {
         pods.values.reduce(into: []) { if !$1.hasNoConnections { $0.formUnion($1.addresses) } }
     }
 
-    private static func key(_ attachment: Attachment) -> String {
-        attachment.podUID.isEmpty ? attachment.id : attachment.podUID
-    }
-
     /// The attachment has ended.
     mutating func note(_ attachment: Attachment, now: Date) {
-        let key = Self.key(attachment)
-        let before = pods[key]?.addresses ?? []
-        pods[key] = Ended(addresses: before.union(attachment.addresses.map(\.address)), at: now)
+        let before = pods[attachment.podUID]?.addresses ?? []
+        pods[attachment.podUID] = Ended(addresses: before.union(attachment.addresses.map(\.address)), at: now)
     }
 
     /// There is such an attachment again.
     mutating func takeBack(_ attachment: Attachment) {
-        let key = Self.key(attachment)
-        pods[key]?.addresses.subtract(attachment.addresses.map(\.address))
-        if pods[key]?.addresses.isEmpty == true { pods[key] = nil }
+        pods[attachment.podUID]?.addresses.subtract(attachment.addresses.map(\.address))
+        if pods[attachment.podUID]?.addresses.isEmpty == true { pods[attachment.podUID] = nil }
     }
 
     /// All connections of these addresses are forgotten.
     mutating func noteForgotten(_ addresses: Set<IPAddress>) {
-        for (key, ended) in pods where !ended.hasNoConnections && ended.addresses.isSubset(of: addresses) {
-            pods[key]?.hasNoConnections = true
+        for (uid, ended) in pods where !ended.hasNoConnections && ended.addresses.isSubset(of: addresses) {
+            pods[uid]?.hasNoConnections = true
         }
     }
 

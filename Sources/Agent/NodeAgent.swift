@@ -733,7 +733,9 @@ public actor NodeAgent {
         kernelChanged(.all, facts: true)
     }
 
+    /// A container without an identity is not adopted by anything.
     func forgetPod(of attachment: Attachment) {
+        guard !attachment.podUID.isEmpty else { return }
         endedPods.note(attachment, now: Date())
         saveEndedPods()
     }

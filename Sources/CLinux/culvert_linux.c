@@ -2,6 +2,7 @@
 #include <linux/filter.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <link.h>
 #include <malloc.h>
 #include "culvert_linux.h"
 
@@ -10,6 +11,7 @@
 #include <sched.h>
 #include <sys/auxv.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #ifndef SIOCGSKNS
@@ -128,6 +130,21 @@ int culvert_send_message(int socket, const void *bytes, size_t length, int fd, i
     ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL | (at_once ? MSG_DONTWAIT : 0));
     return sent < 0 ? -errno : 0;
 }
+
+static int let_go_of_segments(struct dl_phdr_info *object, size_t size, void *unused) {
+    (void)size, (void)unused;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        const ElfW(Phdr) *segment = &object->dlpi_phdr[i];
+        if (segment->p_type != PT_LOAD || segment->p_flags & PF_W) continue;
+        uintptr_t from = (object->dlpi_addr + segment->p_vaddr) & ~(page - 1);
+        uintptr_t to = (object->dlpi_addr + segment->p_vaddr + segment->p_memsz) & ~(page - 1);
+        if (to > from) madvise((void *)from, to - from, MADV_DONTNEED);
+    }
+    return 1;  // The program itself comes first; libraries are others' too.
+}
+
+void culvert_let_go_of_code(void) { dl_iterate_phdr(let_go_of_segments, NULL); }
 
 ssize_t culvert_message_length(int socket) {
     ssize_t length = recv(socket, NULL, 0, MSG_PEEK | MSG_TRUNC);

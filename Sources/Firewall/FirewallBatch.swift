@@ -134,6 +134,9 @@ struct FirewallBatch {
         }
     }
 
+    /// Room for a message with so many elements of a set, of which it has at most 256.
+    private static func room(elements count: Int) -> Int { 1024 + 256 * min(count, 256) }
+
     mutating func elements(_ sorted: [FirewallSet.Element], of set: FirewallSet, add adding: Bool) {
         for start in stride(from: 0, to: sorted.count, by: 256) {
             guard let object = nftnl_set_alloc() else { return }
@@ -144,7 +147,7 @@ struct FirewallBatch {
             let verb = adding ? "add" : "delete"
             add(
                 "nft \(verb) element inet culvert \(set.name)", adding ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM,
-                flags: adding ? NLM_F_CREATE : 0, capacity: 65536
+                flags: adding ? NLM_F_CREATE : 0, capacity: Self.room(elements: sorted.count - start)
             ) { nftnl_set_elems_nlmsg_build_payload($0, object) }
         }
     }
@@ -160,7 +163,7 @@ struct FirewallBatch {
             nftnl_set_elem_set(item, UInt16(NFTNL_SET_ELEM_KEY), key, UInt32(key.count))
             nftnl_set_elem_add(object, item)
         }
-        add("nft delete element inet culvert \(name)", NFT_MSG_DELSETELEM, flags: 0, capacity: 65536) {
+        add("nft delete element inet culvert \(name)", NFT_MSG_DELSETELEM, flags: 0, capacity: Self.room(elements: keys.count)) {
             nftnl_set_elems_nlmsg_build_payload($0, object)
         }
     }
@@ -178,7 +181,10 @@ struct FirewallBatch {
                 nftnl_set_elem_set_u64(item, UInt16(NFTNL_SET_ELEM_TIMEOUT), seconds * 1000)
                 nftnl_set_elem_add(object, item)
             }
-            add("nft add element inet culvert \(name)", NFT_MSG_NEWSETELEM, flags: NLM_F_CREATE, capacity: 65536) {
+            add(
+                "nft add element inet culvert \(name)", NFT_MSG_NEWSETELEM, flags: NLM_F_CREATE,
+                capacity: Self.room(elements: flows.count - start)
+            ) {
                 nftnl_set_elems_nlmsg_build_payload($0, object)
             }
         }

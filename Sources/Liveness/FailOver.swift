@@ -24,6 +24,8 @@ public final class FailOver: Sendable {
         var refused: Set<String> = []
         /// Since when each slot is where it is, nanoseconds of CLOCK_MONOTONIC.
         var since: [String: Int64] = [:]
+        /// What was prepared last.
+        var plan = LivenessPlan()
         var lastHeard: [GatewayEnd: Int64] = [:]
         let socket: NetlinkSocket
         init(socket: consuming sending NetlinkSocket) { self.socket = socket }
@@ -94,11 +96,12 @@ public final class FailOver: Sendable {
     @discardableResult
     public func prepare(_ plan: LivenessPlan) -> Bool {
         let now = culvert_monotonic_nanoseconds()
-        let isAhead = state.withLock {
-            for slot in plan.slots where $0.since[slot.key] == nil { $0.since[slot.key] = now }
-            return $0.board.prepare(plan, now: now)
+        let (isAhead, isNews) = state.withLock { state in
+            for slot in plan.slots where state.since[slot.key] == nil { state.since[slot.key] = now }
+            defer { state.plan = plan }
+            return (state.board.prepare(plan, now: now), state.plan != plan)
         }
-        culvert_wakeup_signal(wakeup)
+        if isNews || isAhead { culvert_wakeup_signal(wakeup) }
         return isAhead
     }
 

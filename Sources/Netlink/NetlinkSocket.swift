@@ -5,7 +5,8 @@ import CMnl
 public final class NetlinkSocket {
     private let socket: OpaquePointer
     private var sequence: UInt32 = 0
-    private var buffer = [UInt8](repeating: 0, count: 128 * 1024)
+    /// Not filled with zeros: of most answers only the first page is touched, and so has to be there.
+    private var buffer = [UInt8](unsafeUninitializedCapacity: 128 * 1024) { _, count in count = 128 * 1024 }
     private var sendRoom = 64 * 1024
 
     /// Opens a socket of `bus` (`NETLINK_ROUTE`, …) in the network namespace of this process.

@@ -24,6 +24,8 @@ struct NodeService: Service {
         server.start()
         isReady.value = true
         logger.info("ready", metadata: ["node": "\(agent.nodeName)"])
+        // The most of what is resident is code, and half of that is for the start.
+        culvert_let_go_of_code()
         try? await gracefulShutdown()
         isReady.value = false
         server.stop()

@@ -192,7 +192,7 @@ extension NodeAgent {
                 "another attachment has its address now: the attachment has ended",
                 metadata: ["attachment": "\(old.id)", "by": "\(attachment.id)"])
             attachments[old.id] = nil
-            if old.podUID.isEmpty || old.podUID != attachment.podUID { forgetPod(of: old) }
+            if old.podUID != attachment.podUID { forgetPod(of: old) }
         }
         if known == nil, request.labels.isEmpty, let before, before.podUID == attachment.podUID {
             (attachment.labels, attachment.serviceAccount) = (before.labels, before.serviceAccount)

@@ -69,6 +69,10 @@ int culvert_accept(int listener);
 /// and the socket has no room.
 int culvert_send_message(int socket, const void *bytes, size_t length, int fd, int at_once);
 
+/// Gives back the pages of this program's own code and constants, which come again from the file as they are used: what only the
+/// start needs is resident no longer.
+void culvert_let_go_of_code(void);
+
 /// The length of the message that `recv` would return next, without taking it. Negative errno.
 ssize_t culvert_message_length(int socket);
 
