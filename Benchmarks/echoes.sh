@@ -4,7 +4,9 @@
 # that send to it, which one program stands for. BIN is where culvert, culvertd, culvertctl and culvert-bench are: a release
 # build for figures. SECONDS (default 40, longer than an unanswered UDP flow is tracked) is how long each is watched. Needs root, and what install/test.sh installs.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
+source "$(dirname "$0")/../install/prepare.sh"
+need_root
+with_run_on_tmpfs "$0" "$@"
 bin=${1:-$root/.build/release} seconds=${2:-40}
 lab=$root/Tests/Lab/lab.sh
 P=echoes$$ D=/run/culvert-$P

@@ -4,6 +4,7 @@ source "$(dirname "$0")/../install/prepare.sh"
 need_root
 need_swift
 install_packages "${packages[@]}"
+with_run_on_tmpfs "$0" "$@"
 cd "$root"
 for product in culvertd culvert-bench; do
     swift build -c release --static-swift-stdlib --product $product 2>&1 | grep -E 'error|complete' || exit 1

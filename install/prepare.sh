@@ -18,6 +18,14 @@ T
     exit 1
 }
 
+# Runs the script itself again, in a mount namespace where /run is a tmpfs, as it is on every node with systemd: what the helper
+# keeps there, and its peers, costs what it costs there. Everything that the script starts is in it.
+with_run_on_tmpfs() {
+    if [ -n "${CULVERT_RUN_IS_TMPFS:-}" ]; then return; fi
+    exec env CULVERT_RUN_IS_TMPFS=1 unshare --mount sh -c \
+        'mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/netns && exec bash "$@"' sh "$@"
+}
+
 need_swift() {
     command -v swift > /dev/null && return 0
     echo "Swift 6.3 or later is needed (https://www.swift.org/install/linux). Nothing was changed." >&2

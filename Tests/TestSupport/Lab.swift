@@ -8,6 +8,11 @@ public final class Lab: Sendable {
     public enum Routing: String, Sendable, CaseIterable {
         case stack, ebpf
 
+        /// Both, or the one that `CULVERT_LAB_ROUTING` names.
+        public static let allCases: [Routing] =
+            ProcessInfo.processInfo.environment["CULVERT_LAB_ROUTING"].flatMap { Routing(rawValue: $0) }.map { [$0] }
+            ?? [.stack, .ebpf]
+
         /// Makes something for each kind of routing, both at the same time: in an emulated VM a lab takes a minute.
         public static func both<Made: Sendable>(
             _ make: @Sendable (Routing) throws -> Made
