@@ -26,6 +26,10 @@ public struct FailOverBoard: Sendable {
     private var ownSince: [GatewayEnd: Int64] = [:]
     private var ownSteady: Set<GatewayEnd> = []
     private var doubtful: Set<String> = []
+    /// Slots of the plan that was prepared last, all of which are known since, and of the one that was settled last, which
+    /// are all there are; nil: neither is so any more.
+    private var prepared: [LivenessPlan.Slot]?
+    private var settled: [LivenessPlan.Slot]?
 
     public init() {}
 
@@ -63,6 +67,9 @@ public struct FailOverBoard: Sendable {
         ownSince = up.mapValues { _ in now }.merging(ownSince.filter { up[$0.key] != nil }) { _, before in before }
         ownSteady.formIntersection(up.keys)
         doubtful = plan.doubtful
+        if plan.slots == prepared { return false }
+        settled = nil
+        prepared = plan.slots
         let health = health
         for slot in plan.slots {
             slots[slot.key] = slot
@@ -90,6 +97,8 @@ public struct FailOverBoard: Sendable {
     ///
     /// - Parameter inKernel: numbers of next hops that are still there: pods may use them, so they are switched still.
     public mutating func settle(_ plan: LivenessPlan, inKernel: Set<UInt32> = []) {
+        if plan.slots == settled { return }
+        if plan.slots != prepared { prepared = nil }
         let keys = Set(plan.slots.map(\.key))
         for (key, slot) in slots where !keys.contains(key) && !inKernel.contains(slot.id) {
             slots[key] = nil
@@ -98,6 +107,7 @@ public struct FailOverBoard: Sendable {
         }
         let kept = Set(plan.slots.map(\.place)).union(slots.values.map(\.place))
         places = places.filter { kept.contains($0.key) }
+        if inKernel.isEmpty { settled = plan.slots }
     }
 
     /// A next hop as it should be at this moment, whatever an older plan contains.

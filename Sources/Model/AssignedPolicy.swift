@@ -31,6 +31,8 @@ public struct AssignedPolicy: Equatable, Sendable {
     public var slot: String { shared.content.slot }
     /// The slot whatever the gateways are: an active gateway is sticky in one place.
     public var place: String { shared.content.place }
+    /// Source and name.
+    public var title: String { shared.content.title }
     /// What a table is numbered by: the slot, and all that it claims.
     public var content: String { shared.content.content }
 
@@ -47,6 +49,7 @@ public struct AssignedPolicy: Equatable, Sendable {
         let standing: Standing
         let slot: String
         let place: String
+        let title: String
         let content: String
     }
     /// All of it, in one place that copies share: a plan has each policy many times.
@@ -73,7 +76,8 @@ public struct AssignedPolicy: Equatable, Sendable {
             hash.add(candidate.0)
             hash.add(candidate.1)
         }
-        let place = "\(source.rawValue)/\(name)#\(spread.isEmpty ? "0" : spread)"
+        let title = "\(source.rawValue)/\(name)"
+        let place = "\(title)#\(spread.isEmpty ? "0" : spread)"
         let slot = "\(place)@\(hash.text)"
         for network in destinations { hash.add(network) }
         hash.add("except")
@@ -84,7 +88,7 @@ public struct AssignedPolicy: Equatable, Sendable {
                 source: source, name: name, destinations: destinations, exclusions: exclusions, candidates: candidates,
                 spread: spread, takesBack: takesBack, interval: interval.clamped(to: HealthChecks.intervals),
                 multiplier: multiplier.clamped(to: HealthChecks.multipliers), standing: standing, slot: slot,
-                place: place,
+                place: place, title: title,
                 content: "\(place)@\(hash.text)"))
     }
 

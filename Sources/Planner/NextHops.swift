@@ -5,11 +5,13 @@ import Model
 ///
 /// A group, because the kernel turns no single next hop into a `blackhole` or a pair under one number, but replaces a group's
 /// only member by any other.
-struct NextHops {
+struct NextHops: Sendable {
     let hops: [NextHop]
     let numbers: AssignedIDs.Numbers
     /// Of each slot that has a group.
     let slots: [String: LivenessPlan.Slot]
+    /// By number.
+    let inOrder: [LivenessPlan.Slot]
     /// By way: the number of the next hop.
     private let members: [GatewayEnd: UInt32]
 
@@ -94,6 +96,7 @@ struct NextHops {
         self.numbers = numbers
         self.hops = hops.sorted { $0.id < $1.id }
         self.slots = placed
+        inOrder = placed.values.sorted { $0.id < $1.id }
         self.members = members
     }
 

@@ -247,9 +247,16 @@ public enum Planner {
                 served: Set(service.served.map(\.identity)), previous: previousIDs)
         }
         let strictUplink = facts.hasStrictUplink ? facts.underlayDevice : nil
-        let hops = NextHops(
-            used, activation: activation, tunnels: tunnels, nodeName: facts.nodeName, overlay: ends.address,
-            uplink: strictUplink, previous: previousIDs)
+        let hops = memory.nextHops(
+            .init(
+                outcomeGeneration: memory.outcomeGeneration, policies: used, choices: used.map { activation.choice(of: $0) },
+                tunnels: tunnels?.tunnels, uplink: strictUplink, numbers: previousIDs.nextHops,
+                retired: previousIDs.retired.nextHops)
+        ) {
+            NextHops(
+                used, activation: activation, tunnels: tunnels, nodeName: facts.nodeName, overlay: ends.address,
+                uplink: strictUplink, previous: previousIDs)
+        }
         let keptInputs = PlannerMemory.KeptInputs(
             configuration: configuration, cilium: inventory.cilium, services: inventory.services, local: ends.local,
             others: used.isEmpty
@@ -279,7 +286,7 @@ public enum Planner {
                     + "alive: there are more next hops than echo sessions (the maximum is \(Ownership.mostEchoSessions)); "
                     + "mode: active-standby needs fewer than spread")
         }
-        plan.liveness.slots = hops.slots.values.sorted { $0.id < $1.id }
+        plan.liveness.slots = hops.inOrder
         plan.liveness.own = own
         plan.liveness.doubtful = health.doubtful
         plan.liveness.destination = tunnels?.local
@@ -331,7 +338,7 @@ public enum Planner {
         plan.policies = catalogueOutcome.policies
         for entry in plan.attachments {
             for policy in entry.assigned {
-                if let place = catalogueOutcome.places["\(policy.source.rawValue)/\(policy.name)"] {
+                if let place = catalogueOutcome.places[policy.title] {
                     plan.policies[place].attachments += 1
                 }
             }
@@ -359,11 +366,14 @@ public enum Planner {
 
     /// The policies of the pods here, each slot once, in order of the pods.
     private static func usedPolicies(_ assignment: PolicyAssignment) -> [AssignedPolicy] {
-        var seenKeys: Set<String> = []
+        var seenPolicies: Set<ObjectIdentifier> = []
         var seen: Set<String> = []
         var used: [AssignedPolicy] = []
-        for (choice, key) in zip(assignment.choices, assignment.tableKeys) where seenKeys.insert(key).inserted {
-            for policy in choice.policies where seen.insert(policy.slot).inserted { used.append(policy) }
+        for choice in assignment.choices {
+            for policy in choice.policies
+            where seenPolicies.insert(policy.identity).inserted && seen.insert(policy.slot).inserted {
+                used.append(policy)
+            }
         }
         return used
     }

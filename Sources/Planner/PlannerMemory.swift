@@ -107,6 +107,31 @@ public struct PlannerMemory: Sendable {
     }
     var catalogueOutcome: (inputs: CatalogueOutcomeInputs, value: CatalogueOutcome)?
 
+    /// Grows whenever that is worked out anew.
+    private(set) var outcomeGeneration = 0
+
+    /// Next hops, and what they were made of.
+    struct NextHopInputs: Equatable, Sendable {
+        var outcomeGeneration: Int
+        var policies: [AssignedPolicy]
+        var choices: [GatewayChoice?]
+        var tunnels: [String: TunnelLinks.Tunnel]?
+        var uplink: String?
+        var numbers: AssignedIDs.Numbers
+        var retired: Set<UInt32>
+    }
+    private var hops: (inputs: NextHopInputs, value: NextHops)?
+
+    mutating func nextHops(_ inputs: NextHopInputs, make: () -> NextHops) -> NextHops {
+        if let hops, hops.inputs == inputs { return hops.value }
+        let value = make()
+        // The next plan comes with these numbers.
+        var inputs = inputs
+        inputs.numbers = value.numbers
+        hops = (inputs, value)
+        return value
+    }
+
     public init() {}
 
     mutating func policyCatalogue(
@@ -136,6 +161,7 @@ public struct PlannerMemory: Sendable {
         }
         let value = make()
         catalogueOutcome = (inputs, value)
+        outcomeGeneration += 1
         return value
     }
 

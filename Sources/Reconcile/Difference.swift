@@ -45,6 +45,13 @@ struct Difference {
     /// there twice one is stale.
     private static func between<T: Hashable>(_ before: [T], _ after: [T]) -> (new: [T], stale: [T]) {
         if before == after { return ([], []) }
+        // After a pod that comes or goes, all but one or two of some hundred are the same at the same place from one end.
+        let same = zip(before, after).prefix { $0 == $1 }.count
+        let sameEnd = zip(before.dropFirst(same).reversed(), after.dropFirst(same).reversed()).prefix { $0 == $1 }.count
+        let (old, new) = (before[same..<(before.count - sameEnd)], after[same..<(after.count - sameEnd)])
+        if old.count + new.count <= 8 {
+            return (new.filter { !before.contains($0) }, old.filter { !new.contains($0) })
+        }
         let wanted = Set(after)
         var there: Set<T> = []
         var stale: [T] = []
