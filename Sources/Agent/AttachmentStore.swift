@@ -23,6 +23,8 @@ struct AttachmentStore {
     private var idsPath: String { runDirectory + "/ids.json" }
     private var adoptedPath: String { runDirectory + "/adopted.json" }
     private var endedPath: String { runDirectory + "/ended.json" }
+    /// Those that have ended since that was written, a line each.
+    private var endedSincePath: String { runDirectory + "/ended.jsonl" }
     private var servedPath: String { runDirectory + "/served.json" }
     private var lockPath: String { runDirectory + "/lock" }
 
@@ -136,22 +138,38 @@ struct AttachmentStore {
             endedPath,
             .make(
                 ("version", .integer(AttachmentRecord.version)),
-                (
-                    "pods",
-                    .object(
-                        ended.pods.sorted { $0.key < $1.key }.map { uid, pod in
-                            JSON.Member(
-                                uid,
-                                .make(
-                                    ("addresses", .array(pod.addresses.map { "\($0)" }.sorted().map { .string($0) })),
-                                    ("at", .integer(Int64(pod.at.timeIntervalSince1970))),
-                                    ("hasNoConnections", .bool(pod.hasNoConnections))))
-                        })
-                )))
+                ("pods", .object(ended.pods.sorted { $0.key < $1.key }.map { JSON.Member($0, json($1)) }))))
+        unlink(endedSincePath)
+    }
+
+    /// Adds what is known of one pod, which costs the same however many there are.
+    func addEnded(_ uid: String, _ pod: EndedPods.Ended) throws {
+        let line = JSON.object([JSON.Member(uid, json(pod))]).text() + "\n"
+        let file = open(endedSincePath, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o640)
+        guard file >= 0 else {
+            throw Failure(
+                description: "\(endedSincePath) cannot be opened: \(String(cString: strerror(culvert_errno())))")
+        }
+        defer { close(file) }
+        let bytes = Array(line.utf8)
+        let count = CLinux.write(file, bytes, bytes.count)
+        if count == bytes.count { return }
+        // A part of a line at the end is not read. A part of one in the middle would take the next one with it.
+        let code = count < 0 ? culvert_errno() : ENOSPC
+        _ = CLinux.write(file, "\n", 1)
+        throw Failure(description: "\(endedSincePath) cannot be written: \(String(cString: strerror(code)))")
+    }
+
+    private func json(_ pod: EndedPods.Ended) -> JSON {
+        .make(
+            ("addresses", .array(pod.addresses.map { "\($0)" }.sorted().map { .string($0) })),
+            ("at", .integer(Int64(pod.at.timeIntervalSince1970))), ("hasNoConnections", .bool(pod.hasNoConnections)))
     }
     func loadEnded() -> EndedPods {
         var pods: [String: EndedPods.Ended] = [:]
-        for member in read(endedPath)?["pods"]?.members ?? [] {
+        let since = FileManager.default.contents(atPath: endedSincePath)?.split(separator: UInt8(ascii: "\n")) ?? []
+        let added = since.flatMap { (try? JSON.parse([UInt8]($0)))?.members ?? [] }
+        for member in (read(endedPath)?["pods"]?.members ?? []) + added {
             let addresses = (member.value["addresses"]?.elements ?? []).compactMap {
                 $0.string.flatMap { IPAddress($0) }
             }
@@ -253,6 +271,7 @@ struct AttachmentStore {
         unlink(idsPath)
         unlink(adoptedPath)
         unlink(endedPath)
+        unlink(endedSincePath)
         unlink(servedPath)
     }
 }

@@ -38,9 +38,14 @@ struct EndedPods: Equatable {
     }
 
     /// There is such an attachment again.
-    mutating func takeBack(_ attachment: Attachment) {
+    ///
+    /// - Returns: whether it had ended.
+    @discardableResult
+    mutating func takeBack(_ attachment: Attachment) -> Bool {
+        let before = pods[attachment.podUID]
         pods[attachment.podUID]?.addresses.subtract(attachment.addresses.map(\.address))
         if pods[attachment.podUID]?.addresses.isEmpty == true { pods[attachment.podUID] = nil }
+        return pods[attachment.podUID] != before
     }
 
     /// All connections of these addresses are forgotten.

@@ -737,7 +737,8 @@ public actor NodeAgent {
     func forgetPod(of attachment: Attachment) {
         guard !attachment.podUID.isEmpty else { return }
         endedPods.note(attachment, now: Date())
-        saveEndedPods()
+        guard let ended = endedPods.pods[attachment.podUID] else { return }
+        keep("a pod whose attachment has ended") { try store.addEnded(attachment.podUID, ended) }
     }
 
     func saveEndedPods() { keep("pods whose attachment has ended") { try store.saveEnded(endedPods) } }

@@ -163,9 +163,10 @@ struct FirewallBatch {
             nftnl_set_elem_set(item, UInt16(NFTNL_SET_ELEM_KEY), key, UInt32(key.count))
             nftnl_set_elem_add(object, item)
         }
-        add("nft delete element inet culvert \(name)", NFT_MSG_DELSETELEM, flags: 0, capacity: Self.room(elements: keys.count)) {
-            nftnl_set_elems_nlmsg_build_payload($0, object)
-        }
+        add(
+            "nft delete element inet culvert \(name)", NFT_MSG_DELSETELEM, flags: 0,
+            capacity: Self.room(elements: keys.count)
+        ) { nftnl_set_elems_nlmsg_build_payload($0, object) }
     }
 
     /// Adds elements to a set that packets fill, by their whole keys.

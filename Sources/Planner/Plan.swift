@@ -249,8 +249,9 @@ public enum Planner {
         let strictUplink = facts.hasStrictUplink ? facts.underlayDevice : nil
         let hops = memory.nextHops(
             .init(
-                outcomeGeneration: memory.outcomeGeneration, policies: used, choices: used.map { activation.choice(of: $0) },
-                tunnels: tunnels?.tunnels, uplink: strictUplink, numbers: previousIDs.nextHops,
+                outcomeGeneration: memory.outcomeGeneration, policies: used,
+                choices: used.map { activation.choice(of: $0) }, tunnels: tunnels?.tunnels, uplink: strictUplink,
+                numbers: previousIDs.nextHops,
                 retired: previousIDs.retired.nextHops)
         ) {
             NextHops(

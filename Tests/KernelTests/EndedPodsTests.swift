@@ -71,6 +71,20 @@ struct EndedPodsTests {
         ended.noteForgotten([Self.first])
         try store.saveEnded(ended)
         #expect(store.loadEnded() == ended)
+        // Those that end one by one are added; the last word on each counts, and a line that was cut off does not.
+        for (uid, address) in [("u3", Self.second), ("u1", Self.first)] {
+            ended.note(Self.attachment(uid, address), now: Self.now.addingTimeInterval(5))
+            try store.addEnded(uid, ended.pods[uid]!)
+        }
+        #expect(store.loadEnded() == ended)
+        let lines = directory + "/ended.jsonl"
+        let text = try String(contentsOfFile: lines, encoding: .utf8)
+        try (text + #"{"u4":{"addr"#).write(toFile: lines, atomically: true, encoding: .utf8)
+        #expect(store.loadEnded() == ended)
+        // All of it at once takes the place of both.
+        ended.takeBack(Self.attachment("u3", Self.second))
+        try store.saveEnded(ended)
+        #expect(store.loadEnded() == ended && !FileManager.default.fileExists(atPath: lines))
         try "{".write(toFile: directory + "/ended.json", atomically: true, encoding: .utf8)
         #expect(store.loadEnded() == EndedPods())
     }

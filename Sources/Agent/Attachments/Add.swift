@@ -202,7 +202,7 @@ extension NodeAgent {
         attachment.grantedAnnotation = before.map(\.grantedAnnotation) ?? ""
         attachments[attachment.id] = attachment
         // A new sandbox of the same pod. The API may still show an address of the one before it.
-        endedPods.takeBack(attachment)
+        if endedPods.takeBack(attachment) { saveEndedPods() }
         return ServedADD(add: add, interface: interface, attachment: attachment, before: before, displaced: displaced)
     }
 
