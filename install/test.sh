@@ -191,6 +191,7 @@ V
             [ $protocol = ipip ] && filter+='|withoutAGatewayNothing|theTunnelSetDown'
         fi
         run "scenarios in the VM with $protocol" "$filter" in_vm
+        if [ $protocol = fou ] && [ "${CULVERT_WHOLE:-}" = 1 ]; then run "gateways that die, in the VM with fou" FailOverTests in_vm; fi
         if [ $protocol = ipip ]; then
             # In short, without CULVERT_WHOLE: each command takes a second there.
             filter=TransitionTests
