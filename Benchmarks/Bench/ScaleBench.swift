@@ -56,10 +56,30 @@ extension Bench {
                 ratio("\(node.name) / \(nodes[0].name), p50", percentile(values, 0.5), base, goal: 1.5)
             }
         }
-        // Sixteen at a time.
+        // Sixteen at a time. First programs that do nothing, and the peer: what the machine itself makes of sixteen programs.
+        for (name, program) in [("/bin/true", "/bin/true"), ("tuning (Go)", "/usr/lib/cni/tuning")] {
+            let file = try write(
+                #"{"cniVersion":"1.0.0","name":"net","type":"tuning","prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/run/netns/\#(nodes[0].prefix)-x0"}],"ips":[]}}"#,
+                "scale-yardstick")
+            files.insert(file)
+            func call(_ pod: Int) -> Call {
+                Call(
+                    name: name, program: program,
+                    environment: [
+                        "CNI_COMMAND": "ADD", "CNI_CONTAINERID": "x\(pod)",
+                        "CNI_NETNS": "/run/netns/\(nodes[0].prefix)-x\(pod)", "CNI_IFNAME": "eth0",
+                        "CNI_PATH": "/usr/lib/cni",
+                    ], stdin: file)
+            }
+            let single = (0..<15).map { _ in time(call(0)) }
+            let all = (0..<15).flatMap { _ in together((0..<16).map(call)) }
+            print(
+                "  for comparison, \(name): 16 at a time / one, p50: \(text(percentile(all, 0.5) / percentile(single, 0.5)))"
+            )
+        }
         for node in nodes {
             var single: [Double] = []
-            var together: [Double] = []
+            var all: [Double] = []
             for round in 0..<15 {
                 func calls(_ verb: String) throws -> [Call] {
                     try (0..<16).map { try call(node, $0, verb, node.beside, address: "10.244.9.\(16 * round + $0)") }
@@ -67,22 +87,25 @@ extension Bench {
                 let address = "10.244.10.\(round)"
                 single.append(time(try call(node, 0, "ADD", node.beside, address: address)))
                 _ = time(try call(node, 0, "DEL", node.beside, address: address))
-                let adds = try calls("ADD")
-                let clock = ContinuousClock()
-                let start = clock.now
-                let pids = adds.map { spawn($0) }
-                for pid in pids {
-                    var status: Int32 = 0
-                    while waitpid(pid, &status, 0) < 0 {}
-                    let elapsed = clock.now - start
-                    together.append(
-                        Double(elapsed.components.attoseconds) / 1e12 + Double(elapsed.components.seconds) * 1e6)
-                }
+                all += together(try calls("ADD"))
                 for call in try calls("DEL") { _ = time(call) }
             }
             ratio(
-                "\(node.name): 16 ADDs at a time / one, p50", percentile(together, 0.5), percentile(single, 0.5),
+                "\(node.name): 16 ADDs at a time / one, p50", percentile(all, 0.5), percentile(single, 0.5),
                 goal: 4)
+        }
+    }
+
+    /// Starts all of these calls, and returns how long after the first start each was over, microseconds.
+    static func together(_ calls: [Call]) -> [Double] {
+        let clock = ContinuousClock()
+        let start = clock.now
+        let pids = calls.map { spawn($0) }
+        return pids.map { pid in
+            var status: Int32 = 0
+            while waitpid(pid, &status, 0) < 0 {}
+            let elapsed = clock.now - start
+            return Double(elapsed.components.attoseconds) / 1e12 + Double(elapsed.components.seconds) * 1e6
         }
     }
 
