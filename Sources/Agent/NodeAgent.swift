@@ -127,6 +127,8 @@ public actor NodeAgent {
     let publication: AsyncStream<[String: String]>.Continuation
     nonisolated let reports: AsyncStream<[PolicyReport]>
     let report: AsyncStream<[PolicyReport]>.Continuation
+    /// Others will be told of the plan that is there then.
+    private var isToTell = false
     var lastReports: [PolicyReport] = []
     var gatewaysInUse: Set<String> = []
     var gatewaysInDoubt: Set<String> = []
@@ -415,7 +417,17 @@ public actor NodeAgent {
                 "the attachment of \(attachments[id]?.displayName ?? id) has no routing: its address now belongs to \(pod.namespace)/\(pod.name), which got it without an ADD"
             )
         }
-        tellOthers()
+        tellOthersSoon()
+    }
+
+    /// After what is under way: no ADD waits for it.
+    private func tellOthersSoon() {
+        if isToTell { return }
+        isToTell = true
+        Task {
+            isToTell = false
+            tellOthers()
+        }
     }
 
     private func findOutlived() {

@@ -27,6 +27,7 @@ extension NodeAgent {
 
     /// What follows from a new plan.
     func tellOthers() {
+        guard isInformed else { return }
         tellOfPolicies()
         tellOfAdoptedPods()
         askForPace()

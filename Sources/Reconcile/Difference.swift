@@ -115,6 +115,7 @@ struct Difference {
 
     private mutating func planNextHops() {
         let lost = lostLinks
+        if lost.isEmpty && observed.host.nextHops == wanted.nextHops { return }
         func isGroup(_ hop: NextHop) -> Bool { hop.isGroup }
         let wantedByID = Dictionary(wanted.nextHops.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
         var there: [UInt32: NextHop] = [:]
