@@ -448,7 +448,8 @@ struct LifecycleTests {
         try lab.pod("a", on: "n1", last: 10, extra: Self.allow.merging(arguments("a")) { _, new in new })
         Shell.run("kill -CONT \(lab.pid("n1"))")
         #expect(
-            lab.eventually { lab.log("n1").contains("closed the connection before the answer") }, "\(lab.log("n1"))")
+            lab.eventually { lab.log("n1").contains("closed the connection before its ADD was served") },
+            "\(lab.log("n1"))")
         #expect(policies(lab) == ["x": []])
         // Its object says by now which address it has.
         try lab.inventory("pods.yaml", pods(("a", "shop", "10.244.1.10")))
