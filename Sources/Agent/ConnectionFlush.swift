@@ -19,7 +19,12 @@ actor ConnectionFlush {
     private let firewall: FirewallSocket
     /// With which the firewall's notifications name this one's transactions.
     nonisolated let firewallPort: UInt32
-    private var lastProblem = ""
+    private enum Part: String {
+        case tracking = "connection tracking (modprobe nf_conntrack_netlink)"
+        case flows = "the firewall's sets"
+    }
+    /// What was told last of each part.
+    private var lastProblems: [Part: String] = [:]
 
     /// - Parameter thread: where it is done.
     /// - Throws: where a netlink socket cannot be had.
@@ -49,8 +54,8 @@ actor ConnectionFlush {
         }
         if addresses.isEmpty { return }
         let count =
-            run { try openTracking().forget(of: addresses) }
-            + run { try firewall.forget(flowsOf: addresses, in: Planner.flowSets) }
+            run(.tracking) { try openTracking().forget(of: addresses) }
+            + run(.flows) { try firewall.forget(flowsOf: addresses, in: Planner.flowSets) }
         if count > 0 {
             logger.debug(
                 "deleted the connection-tracking entries of a pod that is gone", metadata: ["connections": "\(count)"])
@@ -59,7 +64,7 @@ actor ConnectionFlush {
 
     /// Forgets connections through this gateway that are translated to another address than their policy's.
     func forget(notTranslatedAs translations: [UInt16: IPAddress]) {
-        let count = run { try openTracking().forget(notTranslatedAs: translations) }
+        let count = run(.tracking) { try openTracking().forget(notTranslatedAs: translations) }
         if count > 0 {
             logger.notice(
                 "an egress address has changed: deleted the connection-tracking entries with the old address",
@@ -73,27 +78,27 @@ actor ConnectionFlush {
         return open
     }
 
-    /// Tries twice, the second time with a new socket: a list that the kernel could not finish is no reason to give up addresses.
+    /// Tries twice, connection tracking the second time with a new socket: a list that the kernel could not finish is no reason to give up addresses.
     ///
     /// - Returns: how many connections were forgotten; 0 after a failure, which is told once.
-    private func run(_ body: () throws -> Int) -> Int {
+    private func run(_ part: Part, _ body: () throws -> Int) -> Int {
         var problem = ""
         for _ in 0..<2 {
             do {
                 let count = try body()
-                lastProblem = ""
+                lastProblems[part] = nil
                 return count
             } catch {
-                tracking = nil
+                if part == .tracking { tracking = nil }
                 problem = "\(error)"
             }
         }
-        if problem != lastProblem {
+        if problem != lastProblems[part] {
             logger.warning(
-                "the entries of ended connections cannot be deleted from connection tracking (modprobe nf_conntrack_netlink)",
+                "the entries of ended connections cannot be deleted from \(part.rawValue)",
                 metadata: ["error": "\(problem)"])
         }
-        lastProblem = problem
+        lastProblems[part] = problem
         return 0
     }
 }

@@ -10,7 +10,7 @@ struct EndedPods: Equatable {
         var addresses: Set<IPAddress>
         /// When the last attachment ended.
         var at: Date
-        /// The connections of these addresses are forgotten. What is on disk may lag behind: they are forgotten once more then.
+        /// The connections of these addresses are forgotten.
         var hasNoConnections = false
     }
     /// By UID.
@@ -49,10 +49,13 @@ struct EndedPods: Equatable {
     }
 
     /// All connections of these addresses are forgotten.
-    mutating func noteForgotten(_ addresses: Set<IPAddress>) {
-        for (uid, ended) in pods where !ended.hasNoConnections && ended.addresses.isSubset(of: addresses) {
-            pods[uid]?.hasNoConnections = true
-        }
+    ///
+    /// - Returns: the pods that have none any more.
+    @discardableResult
+    mutating func noteForgotten(_ addresses: Set<IPAddress>) -> [String] {
+        let done = pods.filter { !$1.hasNoConnections && $1.addresses.isSubset(of: addresses) }.keys.sorted()
+        for uid in done { pods[uid]?.hasNoConnections = true }
+        return done
     }
 
     /// Forgets pods whose object is gone.

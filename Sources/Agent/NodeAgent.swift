@@ -702,7 +702,9 @@ public actor NodeAgent {
         if let drops = await foreignChains.read() { forwardDrops = drops }
         drainDeletions()
         kernelChanged([.links, .rules], facts: true)
-        if isInformed { lookAtGateways() }
+        guard isInformed else { return }
+        lookAtGateways()
+        if endedPods.forgetOld(pods: inventory.pods, now: Date()) { saveEndedPods() }
     }
 
     /// Links disappeared: their attachments are over, whether a DEL comes or not.
@@ -824,13 +826,16 @@ public actor NodeAgent {
         // An address may have had another pod meanwhile, whose connections are to be forgotten by the next task.
         let done = addresses.filter { forgetting[$0] == task }
         for address in done { forgetting[address] = nil }
-        // On disk with the next pod that ends.
-        endedPods.noteForgotten(done)
+        for uid in endedPods.noteForgotten(done) {
+            guard let ended = endedPods.pods[uid] else { continue }
+            keep("a pod whose connections are forgotten") { try store.addEnded(uid, ended) }
+        }
     }
 
     /// Of the addresses of an ADD those whose connections with another pod are not forgotten yet.
     func connectionsToForget(_ add: WaitingADD, _ displaced: [Attachment]) -> Set<IPAddress> {
-        let taken = Set(displaced.flatMap { $0.addresses.map(\.address) }).subtracting(add.forgotten)
+        let others = displaced.filter { !add.forgotten.contains($0.id) }
+        let taken = Set(others.flatMap { $0.addresses.map(\.address) })
         return Set(add.addresses.filter { forgetting[$0] != nil || taken.contains($0) })
     }
 

@@ -149,10 +149,7 @@ public final class PluginServer: Sendable {
                 guard request.command == .add else { return end() }
                 server.placesOfADDs.signal()
                 guard !isTaken, case .done = response else { return end() }
-                Task {
-                    await server.agent.abort(request, call: number)
-                    end()
-                }
+                server.agent.abort(request, call: number) { self.end() }
             }
         }
 

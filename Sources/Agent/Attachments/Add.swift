@@ -25,8 +25,8 @@ extension NodeAgent {
         /// Whether the plugin still waits for the answer.
         let isAwaited: @Sendable () -> Bool
         let answer: @Sendable (HelperResponse) -> Void
-        /// Addresses that another attachment has, and whose connections were forgotten for this ADD.
-        var forgotten: Set<IPAddress> = []
+        /// Attachments that have one of its addresses, and whose connections by it were forgotten for this ADD.
+        var forgotten: Set<String> = []
 
         /// The attachment's.
         var id: String { "\(request.containerID)_\(request.interfaceName)" }
@@ -87,11 +87,11 @@ extension NodeAgent {
             }
             // An address that had another pod before starts without that pod's connections.
             let unforgotten = connectionsToForget(add, displaced)
-            guard unforgotten.isEmpty else {
+            guard unforgotten.isEmpty || !add.isAwaited() else {
                 Task {
                     await forgetNow(unforgotten)
                     var add = add
-                    add.forgotten.formUnion(unforgotten)
+                    add.forgotten.formUnion(displaced.map(\.id))
                     self.add(add)
                 }
                 continue
@@ -271,7 +271,12 @@ extension NodeAgent {
         if displaced.isEmpty { return }
         for old in displaced where attachments[old.id] == nil {
             let isTaken = attachments.values.contains { $0.addresses.contains(where: old.addresses.contains) }
-            guard !isTaken, old.hostIndex == 0 || hostName(of: old.hostIndex) == old.hostName else { continue }
+            if isTaken || isGone(old) {
+                store.remove(old.id)
+                servedADDs.forget(old.id)
+                forgetConnections(of: Set(old.addresses.map(\.address)))
+                continue
+            }
             attachments[old.id] = old
             keep("attachment \(old.id)") { try store.save(old) }
             endedPods.takeBack(old)
@@ -338,8 +343,18 @@ extension NodeAgent {
         return true
     }
 
+    /// Undoes an ADD whose answer nobody received, before the container's DEL that may wait already.
+    ///
+    /// - Parameter done: called on this actor's thread.
+    nonisolated func abort(_ request: HelperRequest, call: UInt64, done: @escaping @Sendable () -> Void) {
+        thread.enqueue {
+            self.assumeIsolated { $0.abort(request, call: call) }
+            done()
+        }
+    }
+
     /// Undoes an ADD whose answer nobody received, and no other ADD of the same container.
-    public func abort(_ request: HelperRequest, call: UInt64) {
+    func abort(_ request: HelperRequest, call: UInt64) {
         let id = "\(request.containerID)_\(request.interfaceName)"
         logger.notice(
             "the plugin closed the connection before the answer: the ADD was undone", metadata: ["container": "\(id)"])
@@ -359,6 +374,14 @@ extension NodeAgent {
         logger.warning(
             "the container came without a Kubernetes identity and without labels, so no policy can select it",
             metadata: ["container": "\(attachment.containerID)", "remedy": "\(Planner.labelsRemedy)"])
+    }
+
+    /// The kernel says that the attachment's link is not there any more. While it does not answer, nobody knows that.
+    private func isGone(_ attachment: Attachment) -> Bool {
+        guard attachment.hostIndex != 0 else { return false }
+        do {
+            return try reconciler.socket.link(index: attachment.hostIndex)?.name != attachment.hostName
+        } catch { return false }
     }
 
     private func hostName(of index: Int32) -> String {
