@@ -227,9 +227,9 @@ struct FailOverTests {
 
     @Test(arguments: Fault.allCases, Lab.Routing.allCases)
     func aGatewayThatDiesIsLeftInTime(_ fault: Fault, _ routing: Lab.Routing) throws {
-        // In the emulated VM one kind of routing for each fault, and without CULVERT_WHOLE two faults.
+        // In the emulated VM, without CULVERT_WHOLE, two faults, each under one kind of routing.
         if Self.isShort, ![.linksDown, .overlayOut].contains(fault) { return }
-        if Self.isVM, (Fault.allCases.firstIndex(of: fault) ?? 0) % 2 != (routing == .ebpf ? 1 : 0) { return }
+        if Self.isShort, (Fault.allCases.firstIndex(of: fault) ?? 0) % 2 != (routing == .ebpf ? 1 : 0) { return }
         let watch = try Self.watch(routing, targets: fault == .routerDead)
         let lab = watch.lab
         // Where only the way back is broken, what counts is what comes back: with forwarding off, the gateway's own tunnels may
