@@ -816,6 +816,7 @@ public actor NodeAgent {
     public func finish() async {
         nextForgetting?.cancel()
         for task in Set(forgetting.values) { await task.value }
+        // In one file: the release before knows no other.
         saveEndedPods()
     }
 

@@ -32,6 +32,9 @@ public struct HelperRequest: Sendable {
 
     public init(_ command: CNIEnvironment.Command) { self.command = command }
 
+    /// Names the attachment, in memory and as a file: `CONTAINER_INTERFACE`.
+    public var attachmentID: String { "\(containerID)_\(interfaceName)" }
+
     public var json: JSON {
         .make(
             ("protocol", .integer(HelperRequest.protocolVersion)),

@@ -39,7 +39,7 @@ extension Plugin {
         let directory = String(decoding: bytes[0..<(bytes.lastIndex(of: 47) ?? 0)], as: UTF8.self) + "/deleted"
         let record = request.json.bytes()
         let result = culvert_write_record(
-            directory, "\(request.containerID)_\(request.interfaceName)", record, record.count, 0o640)
+            directory, request.attachmentID, record, record.count, 0o640)
         guard result < 0, result != -ENOENT else { return }
         throw CNIError(
             .ioFailure, "the DEL cannot be recorded in \(directory): \(String(cString: strerror(-result)))",

@@ -29,7 +29,7 @@ extension NodeAgent {
         var forgotten: Set<String> = []
 
         /// The attachment's.
-        var id: String { "\(request.containerID)_\(request.interfaceName)" }
+        var id: String { request.attachmentID }
     }
 
     /// What only one of the ADDs that are served together may touch, so that each can be undone by itself.
@@ -355,7 +355,7 @@ extension NodeAgent {
 
     /// Undoes an ADD whose answer nobody received, and no other ADD of the same container.
     func abort(_ request: HelperRequest, call: UInt64) {
-        let id = "\(request.containerID)_\(request.interfaceName)"
+        let id = request.attachmentID
         logger.notice(
             "the plugin closed the connection before the answer: the ADD was undone", metadata: ["container": "\(id)"])
         guard case .restore(let before, let displaced) = servedADDs.undo(id, call: call), attachments[id] != nil else {

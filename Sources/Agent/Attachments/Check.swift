@@ -10,7 +10,7 @@ extension NodeAgent {
         func failed(_ message: String, _ details: String = "") -> CNIError {
             CNIError(.checkFailed, message, details: details)
         }
-        let id = "\(request.containerID)_\(request.interfaceName)"
+        let id = request.attachmentID
         guard let attachment = attachments[id] else { throw failed("there is no attachment \(id)") }
         let claimed = Set(
             request.addresses.compactMap { IPAddress(String($0.split(separator: "/").first ?? "")) }.map {
