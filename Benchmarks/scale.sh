@@ -9,7 +9,7 @@ export LAB_BIN=$bin
 P=scale$$
 trap 'for c in a b c d; do "$lab" down "$P$c" "$D/$c" 2> /dev/null; done' EXIT
 
-# inventory DIR NODES POLICIES
+# inventory DIR NODES POLICIES: and one policy more, which none of the 100 pods has.
 inventory() {
     python3 - "$@" <<'Y'
 import json, sys
@@ -23,7 +23,7 @@ for n in range(4, nodes + 1):
     items.append({"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": f"x{n}"},
                   "spec": {"addresses": [{"type": "InternalIP", "ip": node}, {"type": "CiliumInternalIP", "ip": f"{pod}.1"}],
                            "ipam": {"podCIDRs": [f"{pod}.0/24"]}}})
-for p in range(policies):
+for p in range(policies + 1):
     items.append({"apiVersion": "cilium.io/v2", "kind": "CiliumEgressGatewayPolicy", "metadata": {"name": f"p{p:04}"},
                   "spec": {"selectors": [{"podSelector": {"matchLabels": {"app": f"p{p}"}}}], "destinationCIDRs": ["0.0.0.0/0"],
                            "egressGateway": {"nodeSelector": {"matchLabels": {"zone": "z3"}}}}})
@@ -70,7 +70,6 @@ J
     until ip netns exec "$P$c-n1" curl -sf --unix-socket "$D/$c/n1/api.sock" http://localhost/readyz > /dev/null; do sleep 0.01; done
     printf '%s nodes, %s policies, 100 pods: %d ms from start to ready, %d MiB resident\n' "$nodes" "$policies" \
         $((($(date +%s%N) - start) / 1000000)) "$(awk '/VmRSS/ {print int($2 / 1024)}' "/proc/$(cat "$D/$c/n1.pid")/status")"
-    [ "$policies" = 1 ] && first=p0 || first=p500
-    arguments+=("$nodes nodes, $policies policies|$D/$c/n1/cni.sock|$P$c|$first|p0")
+    arguments+=("$nodes nodes, $policies policies|$D/$c/n1/cni.sock|$P$c|p$policies|p0")
 done
 "$bin/culvert-bench" scale "$bin/culvert" "${arguments[@]}"

@@ -60,26 +60,24 @@ use_release() {
 bundle=$root/.build/debug/culvertPackageTests.xctest
 total=0 failed=0
 
-# layer NAME FILTER COMMAND...: one layer, and its count and failure in a file; a run of no tests is a failure.
+# layer NAME FILTER COMMAND...: one layer, and its count and failure in a file.
 layer() {
-    local name=$1 filter=$2 status=0 count try failure=0 log
-    log=$work/$(printf '%s' "$name" | tr -c 'a-z0-9' '-')
+    local name=$1 filter=$2 status=0 log
+    log=$(log_of "$name")
     shift 2
     say "$name"
-    for try in 1 2; do
-        status=0
-        "$@" "$bundle" --testing-library swift-testing --filter "$filter" > "$log" 2>&1 & local pid=$!
-        echo $pid >> "$work/pids"
-        wait $pid || status=$?
-        sed 's/\x1b\[[0-9;]*m//g' "$log" > "$log.plain"
-        # An emulated VM that dies before any test has ended says nothing about the tests; it is started once more.
-        if [ "$try" = 1 ] && [ "$1" = in_vm ] && [ "$status" != 0 ] && ! grep -qE 'Test run with|^[✔✘] Test ' "$log.plain"; then
-            echo "THE VM ENDED (exit $status) BEFORE ANY TEST DID; its last words, and then once more:"
-            tail -n 20 "$log.plain"
-            continue
-        fi
-        break
-    done
+    "$@" "$bundle" --testing-library swift-testing --filter "$filter" > "$log" 2>&1 & local pid=$!
+    echo $pid >> "$work/pids"
+    wait $pid || status=$?
+    judge "$name" "$status"
+}
+log_of() { printf '%s/%s' "$work" "$(printf '%s' "$1" | tr -c 'a-z0-9' '-')"; }
+
+# judge NAME STATUS: what a layer's log says, and its count and failure in a file; a run of no tests is a failure.
+judge() {
+    local name=$1 status=$2 count failure=0 log
+    log=$(log_of "$name")
+    sed 's/\x1b\[[0-9;]*m//g' "$log" | tr -d '\r' > "$log.plain"
     grep -E '^(✘|✔ Test |✔ Suite)|recorded an issue|^↳|with .* tests? ' "$log.plain" | grep -v 'Test case passing' || true
     grep -E '^(FailOverTests|UpgradeTests|MoveFromKiloTests): ' "$log.plain" || true
     grep -E '^(StepPropertyTests|StepwiseTests|TransitionTests): ' "$log.plain" |
@@ -173,41 +171,82 @@ run "two sites, natively with wireguard-go" MeshScenarioTests \
 use_release
 # By itself, with nothing built beside it: its bounds are times.
 run "gateways that die, natively with vxlan" FailOverTests env CULVERT_LAB=1
-if [ "${CULVERT_SKIP_VM:-}" != 1 ]; then
+# Layers in the VM: one start of it runs all of them, one after the other, because an emulated VM needs a minute for it.
+# in_vm NAME PROTOCOL FILTER SECONDS: one more, and how long it may take.
+vm_layers=() vm_seconds=300
+in_vm() {
+    vm_layers+=("$1")
+    vm_seconds=$((vm_seconds + $4))
+    cat >> "$work/vm.sh" << V
+echo "== layer ${#vm_layers[@]} begins"
+CULVERT_LAB_PROTOCOL=$2 timeout $4 "$bundle" --testing-library swift-testing --filter '$3'
+echo "== layer ${#vm_layers[@]} ends \$?"
+V
+}
+run_vm() {
+    local options try index status log
     options=$(vm_options)
     case $options in *disable-kvm*) say "the VM is emulated: /dev/kvm does not work here" ;; esac
-    for protocol in ipip fou; do
-        cat > "$work/vm.sh" <<V
-modprobe -a ipip ip_gre fou vxlan wireguard nf_tables veth cls_bpf sch_ingress
-export CULVERT_LAB=1 CULVERT_LAB_MESH=1 CULVERT_LAB_RUNTIMES=ctr CULVERT_LAB_PROTOCOL=$protocol CULVERT_LAB_BPF=$CULVERT_LAB_BPF CULVERT_BIN=$CULVERT_BIN
-exec "\$@"
-V
+    log=$work/vm.log
+    for try in 1 2; do
+        say "the VM starts"
         # shellcheck disable=SC2086
-        in_vm() { timeout 1200 vng $options -r "$(vm_kernel)" --user root -- bash "$work/vm.sh" "$@"; }
-        filter=EgressScenarioTests
-        # What depends on the protocol; an emulated VM needs many minutes for the rest, which runs natively.
-        if [ "${CULVERT_WHOLE:-}" != 1 ]; then
-            filter='aPodsEcho|aPodOnTheGateway|policiesWithOverlapping|theLargestPromised|spoofedTunnel'
-            [ $protocol = ipip ] && filter+='|withoutAGatewayNothing|theTunnelSetDown'
+        timeout $vm_seconds vng $options -r "$(vm_kernel)" --user root -- bash "$work/vm.sh" > "$log" 2>&1 & local pid=$!
+        echo $pid >> "$work/pids"
+        # Its layers, while they run, with the time at which each begins.
+        index=0
+        while kill -0 $pid 2> /dev/null; do
+            sleep 2
+            while grep -qE "^== layer $((index + 1)) begins" "$log" && [ "$index" -lt "${#vm_layers[@]}" ]; do
+                say "${vm_layers[$index]}"
+                index=$((index + 1))
+            done
+        done
+        wait $pid || true
+        # A VM that dies before any test has ended says nothing about the tests; it is started once more.
+        if [ "$try" = 1 ] && ! sed 's/\x1b\[[0-9;]*m//g' "$log" | grep -qE 'Test run with|^[✔✘] Test '; then
+            echo "THE VM ENDED BEFORE ANY TEST DID; its last words, and then once more:"
+            tail -n 20 "$log"
+            continue
         fi
-        run "scenarios in the VM with $protocol" "$filter" in_vm
-        if [ $protocol = fou ] && [ "${CULVERT_WHOLE:-}" = 1 ]; then run "gateways that die, in the VM with fou" FailOverTests in_vm; fi
-        if [ $protocol = ipip ]; then
-            # In short, without CULVERT_WHOLE: each command takes a second there.
-            filter=TransitionTests
-            [ "${CULVERT_WHOLE:-}" != 1 ] && filter=noDatagramLeaves
-            run "pods that never stop sending, in the VM" "$filter" in_vm
-            run "gateways that die, in the VM" FailOverTests in_vm
-            filter=MeshScenarioTests
-            [ "${CULVERT_WHOLE:-}" != 1 ] && filter='podsOfTwoLocations|nodesReachEachOther'
-            run "two sites in the VM" "$filter" in_vm
-            # Many minutes in an emulated VM.
-            if [ "${CULVERT_WHOLE:-}" = 1 ]; then
-                run "from Kilo to Culvert and back, in the VM" MoveFromKiloTests in_vm
-                run "containerd in the VM" RuntimeTests in_vm
-            fi
-        fi
+        break
     done
+    for index in "${!vm_layers[@]}"; do
+        sed -nE "/^== layer $((index + 1)) begins/,/^== layer $((index + 1)) ends/p" "$log" > "$(log_of "${vm_layers[$index]}")"
+        status=$(sed -nE "s/^== layer $((index + 1)) ends ([0-9]+).*/\1/p" "$log")
+        echo
+        echo "== ${vm_layers[$index]}: what it said"
+        judge "${vm_layers[$index]}" "${status:-unknown, the VM died}"
+    done
+    add_up
+}
+
+if [ "${CULVERT_SKIP_VM:-}" != 1 ]; then
+    cat > "$work/vm.sh" << V
+modprobe -a ipip ip_gre fou vxlan wireguard nf_tables veth cls_bpf sch_ingress
+export CULVERT_LAB=1 CULVERT_LAB_MESH=1 CULVERT_LAB_RUNTIMES=ctr CULVERT_LAB_BPF=$CULVERT_LAB_BPF CULVERT_BIN=$CULVERT_BIN
+export CULVERT_WHOLE=${CULVERT_WHOLE:-}
+V
+    # What depends on the protocol; an emulated VM needs many minutes for the rest, which runs natively.
+    short='aPodsEcho|aPodOnTheGateway|policiesWithOverlapping|theLargestPromised|spoofedTunnel'
+    if [ "${CULVERT_WHOLE:-}" = 1 ]; then
+        for protocol in ipip fou; do
+            in_vm "scenarios in the VM with $protocol" $protocol EgressScenarioTests 1800
+            in_vm "gateways that die, in the VM with $protocol" $protocol FailOverTests 3600
+        done
+        in_vm "pods that never stop sending, in the VM" ipip TransitionTests 7200
+        in_vm "two sites in the VM" ipip MeshScenarioTests 1800
+        in_vm "from Kilo to Culvert and back, in the VM" ipip MoveFromKiloTests 1800
+        in_vm "containerd in the VM" ipip RuntimeTests 1800
+    else
+        # In short: each command takes a second there.
+        in_vm "scenarios in the VM with ipip" ipip "$short|withoutAGatewayNothing|theTunnelSetDown" 1200
+        in_vm "pods that never stop sending, in the VM" ipip noDatagramLeaves 1200
+        in_vm "gateways that die, in the VM" ipip FailOverTests 1200
+        in_vm "two sites in the VM" ipip 'podsOfTwoLocations|nodesReachEachOther' 1200
+        in_vm "scenarios in the VM with fou" fou "$short" 1200
+    fi
+    run_vm
 fi
 say "done"
 echo "$((total - failed)) passed, $failed failed"

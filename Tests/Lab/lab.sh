@@ -181,8 +181,8 @@ Y
 }
 
 # unprivileged NODE COMMAND...: becomes the command, on the node, as an unprivileged user with CAP_NET_ADMIN as its whole
-# bounding set, /proc/sys read-only, and a /run/wireguard of the node's own. exec all the way down, so that the process id
-# is the command's.
+# bounding set, /proc/sys read-only, a /run/wireguard of the node's own, and /dev/net/tun open to everybody, as udev makes it
+# (a machine without udev may have it for root only). exec all the way down, so that the process id is the command's.
 unprivileged() {
     # LAB_GROUPS: numbers of more groups that the process is in.
     local node=$1 groups=--clear-groups
@@ -190,6 +190,7 @@ unprivileged() {
     shift
     mkdir -p /run/wireguard
     exec ip netns exec "$P-$node" unshare -m sh -c 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys &&
+        { [ ! -e /dev/net/tun ] || { mount -t tmpfs -o mode=755 none /dev/net && mknod -m 666 /dev/net/tun c 10 200; }; } &&
         mount --bind "$0" /run/wireguard && exec "$@"' "$D/$node/wireguard" \
         setpriv --reuid 65534 --regid 65534 $groups --inh-caps -all,+net_admin --ambient-caps -all,+net_admin \
         --bounding-set -all,+net_admin "$@"

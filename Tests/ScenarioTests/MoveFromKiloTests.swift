@@ -84,6 +84,8 @@ struct MoveFromKiloTests {
     struct Cost {
         /// Round trips that were not completed, by flow.
         var lost: [String: Int] = [:]
+        /// From the end of the one program to the start of the other, seconds.
+        var restart = 0.0
         var strays: Set<Stray> = []
     }
 
@@ -133,17 +135,18 @@ struct MoveFromKiloTests {
             let before = flows.map(\.number)
             let start = Date()
             try body()
+            let restart = Date().timeIntervalSince(start)
             #expect(lab.eventually(60, isOver), "\(what)")
             #expect(flows(within: 60), "\(what): \(flows.map(\.ending))")
             // What comes late, such as another gateway's answer to the change, belongs to it.
             usleep(3_000_000)
             #expect(flows(within: 60), "\(what): \(flows.map(\.ending))")
-            var cost = Cost()
+            var cost = Cost(restart: restart)
             for (flow, before) in zip(flows, before) { cost.lost[flow.name] = flow.lost(after: before) }
             cost.strays = strays()
             print(
                 "MoveFromKiloTests: \(what): lost \(cost.lost.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")); "
-                    + "\(Int(Date().timeIntervalSince(start))) s")
+                    + "restart \(Int(restart * 1000)) ms, all \(Int(Date().timeIntervalSince(start))) s")
             return cost
         }
 
@@ -193,7 +196,8 @@ struct MoveFromKiloTests {
     }
 
     /// Round trips that a step may cost (docs/migrating-from-kilo.md): a node's own are lost from the end of the one program to the
-    /// start of the other.
+    /// start of the other. For others, who have no way either until a gateway is back, as long as that and a second more are
+    /// permitted: the test runs beside others, on machines of which one is half as fast as another.
     static let mostOfNode = Int(11 / Flow.interval)
     static let mostOfLocation = 17
     static let mostOnTheWayBack = 26
@@ -263,7 +267,8 @@ struct MoveFromKiloTests {
             for (flow, lost) in cost.lost {
                 let isOwn = flow.hasPrefix("gateways") == (step.number != 4)
                 let most = isOwn ? Self.mostOfNode : step.isToCulvert ? Self.mostOfLocation : Self.mostOnTheWayBack
-                #expect(lost <= most * Flow.slowness, "\(step.what): \(flow)")
+                let meanwhile = Int((cost.restart + 1) / Flow.interval)
+                #expect(lost <= max(most * Flow.slowness, isOwn ? 0 : meanwhile), "\(step.what): \(flow)")
             }
             // (A node of Kilo's deletes its old routes before it makes new ones.)
             let ours = cost.strays.filter { stray in step.helpers.contains { stray.node == "n\($0)" } }
