@@ -82,9 +82,15 @@ public final class Reconciler {
     }
 
     /// What would have to be changed, in the order in which it would be done, as commands. Changes nothing.
-    public func differences(_ wanted: HostState) throws -> [String] {
-        let steps = Steps(from: try look(at: .all, since: Observed(), wanted), to: wanted)
-        return steps.list.flatMap(\.operations) + (try wireGuardChanges(wanted).operations)
+    ///
+    /// - Parameter pods: addresses of one pod, as host networks: only what this pod depends on counts; nil: everything.
+    public func differences(_ wanted: HostState, of pods: Set<IPNetwork>? = nil) throws -> [String] {
+        var steps = Steps(from: try look(at: .all, since: Observed(), wanted), to: wanted).list
+        if let pods {
+            let dependencies = PodDependencies(of: pods, in: wanted)
+            steps = steps.filter(dependencies.contain)
+        }
+        return steps.flatMap(\.operations) + (try wireGuardChanges(wanted).operations)
     }
 
     /// Numbers that the kernel has something of ours under, whatever it stands for.

@@ -77,4 +77,73 @@ struct DifferenceTests {
         let changes = Difference(observed: observed, wanted: host)
         #expect(changes.staleRoutes == [other] && changes.newRoutes.isEmpty && changes.changedRoutes.isEmpty)
     }
+
+    /// Two pods with a policy each, which have nothing in common but the mesh.
+    @Test func aPodDependsOnItsOwnRulesAndTableAndOnTheMesh() throws {
+        let end = IPAddress(v4: 0x0A00_000B)
+        var host = HostState()
+        for number: UInt32 in 0...2 {
+            let name = Ownership.tunnelName(number)
+            host.links.append(
+                Link(name: name, kind: .ipip(local: end, remote: nil, fouPort: nil), mtu: 1400, address: end))
+            host.rules.append(Rule(priority: Ownership.tunnelRulePriority, incoming: name, table: Ownership.guardTable))
+            host.neighbours.append(
+                Neighbour(device: name, peer: end, mac: MACAddress(7), remote: IPAddress(v4: 0x0A00_000C)))
+        }
+        for number: UInt32 in 1...2 {
+            host.nextHops.append(
+                NextHop(id: Ownership.firstNextHop + number, target: .device(Ownership.tunnelName(number))))
+            let (table, group) = (Ownership.firstTable + number, Ownership.firstNextHop + 10 + number)
+            host.nextHops.append(NextHop(id: group, target: .group(Ownership.firstNextHop + number)))
+            host.rules.append(
+                Rule(
+                    priority: Ownership.podRulePriority, source: IPNetwork(host: IPAddress(v4: 0x0AF4_0100 + number)),
+                    table: table))
+            host.rules.append(
+                Rule(
+                    priority: Ownership.echoRulePriority, mark: .init(value: Ownership.echoMark(number), mask: .max),
+                    udpPort: Ownership.echoPort, action: .lookup(Ownership.echoTable(number))))
+            host.add([
+                Route(table: table, destination: .everythingV4, kind: .nextHop(group)),
+                Route(table: Ownership.echoTable(number), destination: .everythingV4, kind: .nextHop(group)),
+            ])
+        }
+        let network = IPNetwork(IPAddress(v4: 0x0A02_0000), prefixLength: 16)
+        host.add([
+            Route(table: Rule.mainTable, destination: network, kind: .via(end, device: Ownership.tunnelName(0)))
+        ])
+        func table(_ elements: [UInt32], chains: [FirewallChain] = []) -> FirewallTable {
+            FirewallTable(
+                chains: chains,
+                sets: [
+                    FirewallSet(
+                        name: "pods", key: .address, interval: false,
+                        elements: elements.map { .init(first: $0, last: $0) })
+                ])
+        }
+        host.firewall = table([0x0AF4_0101, 0x0AF4_0102])
+
+        var observed = Observed()
+        observed.host.firewall = table([0x0AF4_0102])
+        let steps = Steps(from: observed, to: host).list
+        func commands(_ pod: UInt32) -> Set<String> {
+            let dependencies = PodDependencies(of: [IPNetwork(host: IPAddress(v4: pod))], in: host)
+            return Set(steps.filter(dependencies.contain).flatMap(\.operations))
+        }
+        let (one, other, stranger) = (commands(0x0AF4_0101), commands(0x0AF4_0102), commands(0x0AF4_0103))
+        // The mesh: link, its settings, its guard, its neighbour and its route.
+        #expect(stranger.count == 5, "\(stranger)")
+        // A pod's own: the same four of its tunnel, next hop and group, its rule, its route; and its element of the firewall's set.
+        let element = "nft add 1 elements to pods"
+        #expect(one.subtracting(stranger).count == 9 && one.contains(element), "\(one.subtracting(stranger))")
+        #expect(other.subtracting(stranger).count == 8 && !other.contains(element), "\(other.subtracting(stranger))")
+        #expect(one.intersection(other) == stranger)
+        #expect(
+            one.union(other).count == Set(steps.flatMap(\.operations)).count - 4, "all but two echo rules and routes")
+        // A chain is for all pods.
+        let chain = FirewallChain(name: "guard", rules: [])
+        observed.host.firewall = table([0x0AF4_0101, 0x0AF4_0102], chains: [chain])
+        let change = try #require(Steps(from: observed, to: host).list.first { $0.phase == .changeFirewall })
+        #expect(PodDependencies(of: [], in: host).contain(change))
+    }
 }

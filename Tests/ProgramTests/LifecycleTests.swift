@@ -281,6 +281,25 @@ struct LifecycleTests {
         #expect(lab.plugin("n1", "ADD", "a").json?["code"]?.integer == 11)
     }
 
+    @Test func aCHECKLooksAtItsOwnPodOnly() throws {
+        let lab = try Lab("ck")
+        try lab.inventory(
+            "policy.yaml", Self.policy + Lab.policy("other", app: "other", destinations: "[203.0.113.0/24]"))
+        try lab.start("n1")
+        try lab.pod("a", on: "n1", last: 10, labels: "app:shop")
+        try lab.pod("b", on: "n1", last: 11, labels: "app:other")
+        for pod in ["a", "b"] { #expect(lab.plugin("n1", "CHECK", pod).status == 0) }
+        // Somebody puts a route of his own in the place of b's, which the helper does not take away.
+        let table = lab.run(in: "n1", "ip rule show from 10.244.1.11 priority 106").output.split(separator: " ").last
+        let damage = "ip route replace unreachable 203.0.113.0/24 proto static table \(table ?? "")"
+        #expect(lab.run(in: "n1", damage).status == 0)
+        #expect(
+            lab.eventually { lab.plugin("n1", "CHECK", "b").json?["code"]?.integer == 102 },
+            "\(lab.plugin("n1", "CHECK", "b").output)")
+        #expect(lab.plugin("n1", "CHECK", "a").status == 0, "\(lab.plugin("n1", "CHECK", "a").output)")
+        #expect(lab.plugin("n1", "CHECK", "b").json?["code"]?.integer == 102)
+    }
+
     @Test func driftOfEveryKindIsRepaired() throws {
         let lab = try Lab("d")
         try lab.inventory("policy.yaml", Self.policy)

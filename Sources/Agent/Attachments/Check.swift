@@ -5,7 +5,8 @@ import Netlink
 import Planner
 
 extension NodeAgent {
-    /// CHECK: kernel and pod against the attachment.
+    /// CHECK: the pod, and what it depends on in the kernel, against the attachment. What is wrong with other pods only is
+    /// not looked at.
     func check(_ request: HelperRequest, _ pod: PodNetwork) throws(CNIError) {
         func failed(_ message: String, _ details: String = "") -> CNIError {
             CNIError(.checkFailed, message, details: details)
@@ -27,7 +28,7 @@ extension NodeAgent {
         let differences: [String]
         let present: [KernelRoute]
         do {
-            differences = try reconciler.differences(plan.host)
+            differences = try reconciler.differences(plan.host, of: claimed)
             present = try pod.ownRoutes()
         } catch { throw CNIError(.datapathFailure, "\(error)") }
         guard differences.isEmpty else {
