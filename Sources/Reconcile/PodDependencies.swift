@@ -68,8 +68,8 @@ struct PodDependencies {
         guard case .edit(let edit) = change else { return change != .none }
         if !edit.chains.isEmpty || !edit.newSets.isEmpty || !edit.staleSets.isEmpty { return true }
         let own = pods.filter { $0.family == .v4 }.map(\.address.v4Value)
-        return (edit.added.values.joined() + edit.removed.values.joined()).contains { element in
-            own.contains { element.first <= $0 && $0 <= element.last }
+        return [edit.added, edit.removed].contains { sets in
+            sets.values.joined().contains { element in own.contains { element.first <= $0 && $0 <= element.last } }
         }
     }
 }

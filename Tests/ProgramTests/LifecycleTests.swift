@@ -290,8 +290,9 @@ struct LifecycleTests {
         try lab.pod("b", on: "n1", last: 11, labels: "app:other")
         for pod in ["a", "b"] { #expect(lab.plugin("n1", "CHECK", pod).status == 0) }
         // Somebody puts a route of his own in the place of b's, which the helper does not take away.
-        let table = lab.run(in: "n1", "ip rule show from 10.244.1.11 priority 106").output.split(separator: " ").last
-        let damage = "ip route replace unreachable 203.0.113.0/24 proto static table \(table ?? "")"
+        let rule = lab.run(in: "n1", "ip rule show from 10.244.1.11 priority 106").output.split(separator: " ")
+        let table = try #require(rule.drop { $0 != "lookup" }.dropFirst().first)
+        let damage = "ip route replace unreachable 203.0.113.0/24 proto static table \(table)"
         #expect(lab.run(in: "n1", damage).status == 0)
         #expect(
             lab.eventually { lab.plugin("n1", "CHECK", "b").json?["code"]?.integer == 102 },
