@@ -230,6 +230,20 @@ def overlays():
             images = re.findall(r"image: (\S+)", kustomize(f"{directory}/mine/{name}"))
             same(f"docs/install.md: the image of mine/{name}", [i for i in images if "culvert" in i],
                  [f"example.com/net/culvert:{release}"] * count)
+        # The one of docs/migrating-from-kilo.md: only nodes that leave are cleaned.
+        leave = re.search(r"( *mkdir -p mine/leave.*?)\n *kubectl", open(f"{root}/docs/migrating-from-kilo.md").read(), re.S).group(1)
+        subprocess.run(["bash", "-ec", leave], check=True, cwd=directory)
+        leaving = only(objects(kustomize(f"{directory}/mine/leave")), "DaemonSet")
+        same("docs/migrating-from-kilo.md: nodes of mine/leave", leaving["spec"]["template"]["spec"]["nodeSelector"],
+             {"kubernetes.io/os": "linux", "culvert.dev/node": "leaving"})
+        # A configuration of one's own.
+        own = re.search(r"```yaml\n(configMapGenerator:.*?)```", open(f"{root}/docs/install.md").read(), re.S).group(1)
+        with open(f"{directory}/mine/install/culvertd.yaml", "w") as file:
+            file.write("inventory: {source: etcd}\n")
+        with open(f"{directory}/mine/install/kustomization.yaml", "a") as file:
+            file.write(own)
+        config = only(objects(kustomize(f"{directory}/mine/install")), "ConfigMap")
+        same("docs/install.md: a configuration of one's own", config["data"], {"culvertd.yaml": "inventory: {source: etcd}\n"})
     metadata = yaml.safe_load(open(f"{chart_directory}/Chart.yaml"))
     same("the chart's release", (metadata["version"], metadata["appVersion"]), (release, release))
     return settings

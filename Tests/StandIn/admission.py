@@ -132,15 +132,17 @@ OF_NODES = [
 
 
 def policy(*gateways, status=True):
-    return {"metadata": {"name": "p"}, "spec": {}, **({"status": {"reason": "", "activeGateways": list(gateways)}} if status else {})}
+    return {"metadata": {"name": "p"}, "spec": {"destinationCIDRs": ["0.0.0.0/0"]}, **({"status": {"reason": "", "activeGateways": list(gateways)}} if status else {})}
 
 
 OF_POLICIES = [
     ("itself", request("n1"), policy("n1"), policy("n2"), None),
     ("that there is no gateway", request("n1"), policy(), policy("n2"), None),
     ("no status yet", request("n1"), policy(status=False), policy(status=False), None),
-    ("another node", request("n1"), policy("n2"), policy("n2"), "only name its own node"),
-    ("itself and another node", request("n1"), policy("n1", "n2"), policy(), "only name its own node"),
+    ("after a fail-over, another node", request("n1"), policy("n2"), policy("n3"), None),
+    ("several other nodes (spread)", request("n1"), policy("n2", "n3"), policy(), None),
+    ("its destinations", request("n1"), changed(policy("n1"), spec__destinationCIDRs=[]), policy("n1"), "nothing of a policy but its status"),
+    ("its spec taken away", request("n1"), changed(policy("n1"), spec=None), policy("n1"), "nothing of a policy but its status"),
     ("a token of no node", request(None), policy(), policy(), "bound to no node"),
     ("another user", request(None, "admin"), policy("n2"), policy(), None),
 ]
