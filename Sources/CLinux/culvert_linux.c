@@ -12,6 +12,7 @@
 #include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #ifndef SIOCGSKNS
@@ -340,6 +341,13 @@ int culvert_watch_directory(const char *path) {
     return fd;
 }
 
+void culvert_raise_file_limit(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 long culvert_heap_bytes(void) {
     struct mallinfo2 info = mallinfo2();
     return (long)(info.uordblks + info.hblkhd);
@@ -373,12 +381,20 @@ static int bound_udp_socket(uint32_t address, uint16_t port, int transparent) {
     return fd;
 }
 
-int culvert_echo_sender(uint32_t source, uint16_t port) { return bound_udp_socket(source, port, 1); }
+int culvert_echo_sender(uint32_t source, uint16_t port) {
+    int fd = bound_udp_socket(source, port, 1);
+    // Echoes to gateways of which the link-layer address is being asked for wait in the kernel, at this socket's expense. With the
+    // default (212,992 bytes) those to a few dead gateways leave no room for the others.
+    int size = 8 << 20;
+    if (fd >= 0) (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size);
+    return fd;
+}
 
 int culvert_echo_receiver(uint32_t address, uint16_t port, uint32_t size_wanted, uint32_t magic, uint32_t word) {
     int fd = bound_udp_socket(address, port, 1);
     if (fd < 0) return fd;
-    int on = 1, size = 1 << 20;
+    // Room for what comes back between two wake-ups, from as many gateways as there can be (4,095, up to 2 kB each).
+    int on = 1, size = 16 << 20;
     // The filter of a UDP socket sees the UDP header first.
     enum { UDP_HEADER = 8 };
     struct sock_filter steps[] = {

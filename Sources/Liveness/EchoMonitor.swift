@@ -106,7 +106,8 @@ public final class EchoMonitor: Sendable {
         mutating func turn() {
             let isSignalled = culvert_wakeup_wait(monitor.wakeup, wake) == 1
             let now = culvert_monotonic_nanoseconds()
-            if isSignalled { take(now) } else { noteLateness(now) }
+            noteLateness(now)
+            if isSignalled { take(now) }
             if sessions.isEmpty {
                 wake = now + 60_000_000_000
                 sockets.close()

@@ -24,6 +24,8 @@ public struct EchoSession: Sendable {
     private var sentAt = [Int64](repeating: 0, count: EchoSession.remembered)
     private var grace: Int64 = 0
 
+    /// No answer is given more time than this, nanoseconds: a round trip that is longer was measured by a thread that was late.
+    private static let longestRoundTrip: Int64 = 1_000_000_000
     /// Echoes whose time of sending is kept.
     static let remembered = 64
     /// How long a gateway that was never heard from is not counted as down.
@@ -50,7 +52,7 @@ public struct EchoSession: Sendable {
         guard plan != self.plan else { return }
         self.plan = plan
         nextSend = min(nextSend, now + interval)
-        grace = max(grace, now + detection)
+        grace = max(grace, now + detection + roundTrip)
     }
 
     /// The next echo, to be sent now.
@@ -82,7 +84,8 @@ public struct EchoSession: Sendable {
         }
         answered = packet.sequence
         lastHeard = max(lastHeard, time)
-        roundTrip = max(0, time - sentAt[Int(packet.sequence % UInt64(EchoSession.remembered))])
+        roundTrip = min(
+            max(0, time - sentAt[Int(packet.sequence % UInt64(EchoSession.remembered))]), EchoSession.longestRoundTrip)
         guard state != .up else { return false }
         state = .up
         upSince = time
@@ -104,8 +107,9 @@ public struct EchoSession: Sendable {
             && packet.sequence <= sequence && sequence - packet.sequence < UInt64(EchoSession.remembered)
     }
 
-    /// Whoever judges was late: what should have been sent may not have been, so the gateway gets one interval more.
-    public mutating func wasLate(now: Int64) { grace = max(grace, now + interval) }
+    /// Whoever judges was late: what should have been sent may not have been, so the gateway gets one interval more, and the time
+    /// that an answer takes.
+    public mutating func wasLate(now: Int64) { grace = max(grace, now + interval + roundTrip) }
 
     /// The state is not known any more.
     public mutating func forget(now: Int64) {

@@ -74,9 +74,12 @@ struct EchoSockets {
             slowRenewAt = now + (slowSender < 0 ? 1_000_000_000 : slowPeriod)
         }
         guard now >= renewAt, receiver >= 0 else { return }
-        let oldSender = sender
-        sender = EchoSockets.bind(source, EchoSockets.ports)
-        if oldSender >= 0 { CLinux.close(oldSender) }
+        let fresh = EchoSockets.bind(source, EchoSockets.ports)
+        // While there is no fresh one (this process has too many files open, say), the old one is better than none.
+        if fresh >= 0 || sender < 0 {
+            if sender >= 0 { CLinux.close(sender) }
+            sender = fresh
+        }
         if prover < 0 { prover = culvert_echo_sender(source.v4Value, Ownership.provingPort) }
         if sender < 0 || prover < 0 {
             return fail("a socket with the source \(source)", min(sender, prover), now)

@@ -45,8 +45,8 @@ public final class TargetChecks: Sendable {
                 let wanted = shared.withLock { $0.wanted }
                 let due = wanted.filter { (next[$0.egress] ?? 0) <= now }
                 for (check, answers) in TargetChecks.ask(due, until: now + TargetChecks.patience) {
-                    shared.withLock { $0.verdicts?.took(check.egress, answers: answers) }
-                    next[check.egress] = now + (answers ? TargetChecks.interval : TargetChecks.afterMiss)
+                    if let answers { shared.withLock { $0.verdicts?.took(check.egress, answers: answers) } }
+                    next[check.egress] = now + (answers == true ? TargetChecks.interval : TargetChecks.afterMiss)
                 }
                 let known = Set(wanted.map(\.egress))
                 next = next.filter { known.contains($0.key) }
@@ -85,8 +85,13 @@ public final class TargetChecks: Sendable {
         if isNews { culvert_wakeup_signal(wakeup) }
     }
 
+    /// What this host is short of, and no target is to blame for.
+    private static let shortages: Set<Int32> = [-EMFILE, -ENFILE, -ENOBUFS, -ENOMEM]
+
     /// Connects to all targets at once. One answer is enough.
-    private static func ask(_ checks: [TargetCheck], until: Int64) -> [(TargetCheck, Bool)] {
+    ///
+    /// - Returns: whether there was one; nil: not all could be asked, for want of descriptors or memory.
+    private static func ask(_ checks: [TargetCheck], until: Int64) -> [(TargetCheck, Bool?)] {
         let begun = checks.map { check in
             check.egress.targets.map { target in
                 culvert_tcp_begin(check.source?.v4Value ?? 0, target.address.v4Value, target.port, check.device)
@@ -95,7 +100,7 @@ public final class TargetChecks: Sendable {
         return zip(checks, begun).map { check, sockets in
             var answers = false
             for socket in sockets where socket >= 0 { answers = culvert_tcp_finish(socket, until) == 1 || answers }
-            return (check, answers)
+            return (check, answers ? true : sockets.contains(where: shortages.contains) ? nil : false)
         }
     }
 }

@@ -71,7 +71,8 @@ public struct GatewayActivation: Equatable, Sendable {
     ///
     /// - Parameters:
     ///   - candidates: in order of preference; at least one.
-    ///   - previous: what was active before.
+    ///   - previous: what was active before. Where it is no candidate any more, its node counts: a policy that gets another address
+    ///     or targets stays where it is.
     public static func choose(
         _ candidates: [GatewayCandidate], takesBack: Bool, health: GatewayHealth, previous: GatewayCandidate?
     ) -> GatewayChoice {
@@ -87,9 +88,11 @@ public struct GatewayActivation: Equatable, Sendable {
             rank(candidate).map { (place: place, rank: $0, candidate: candidate) }
         }
         guard let best = usable.min(by: { ($0.rank, $0.place) < ($1.rank, $1.place) }) else { return .allDown }
-        guard let previous, let now = usable.first(where: { $0.candidate == previous }) else {
-            return .gateway(best.candidate)
-        }
+        guard let previous,
+            let now = candidates.contains(previous)
+                ? usable.first(where: { $0.candidate == previous })
+                : usable.first(where: { $0.candidate.node == previous.node })
+        else { return .gateway(best.candidate) }
         if now.rank == 2 && best.rank < 2 { return .gateway(best.candidate) }
         if takesBack,
             let preferred = usable.first(where: {
@@ -98,7 +101,7 @@ public struct GatewayActivation: Equatable, Sendable {
         {
             return .gateway(preferred.candidate)
         }
-        return .gateway(previous)
+        return .gateway(now.candidate)
     }
 
     func choice(of policy: AssignedPolicy) -> GatewayChoice? { choices[policy.slot] }

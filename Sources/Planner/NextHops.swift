@@ -63,9 +63,11 @@ struct NextHops: Sendable {
         var placed: [String: LivenessPlan.Slot] = [:]
         placed.reserveCapacity(slots.count)
         hops.reserveCapacity(ways.count + slots.count + 2)
+        var made: Set<UInt32> = []
         for (end, way) in ways {
             guard let id = numbers[way.key] else { continue }
-            hops.append(NextHop(id: id, target: way.target))
+            // Nodes that claim one address have one way, and one next hop.
+            if made.insert(id).inserted { hops.append(NextHop(id: id, target: way.target)) }
             members[end] = id
         }
         if let id = numbers[NextHops.blackholeKey] { hops.append(NextHop(id: id, target: .blackhole)) }

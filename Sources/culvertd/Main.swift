@@ -89,6 +89,7 @@ struct Run: AsyncParsableCommand {
         let logger = Logger(label: "culvertd")
         signal(SIGPIPE, SIG_IGN)
 
+        culvert_raise_file_limit()
         _ = culvert_raise_net_admin()
         guard culvert_has_net_admin() == 1 else {
             logger.critical(

@@ -212,7 +212,8 @@ helper() {
         (exec ip netns exec "$P-$node" socat TCP-LISTEN:6443,bind=127.0.0.1,fork,reuseaddr "UNIX-CONNECT:$LAB_API" > /dev/null 2>&1 < /dev/null) &
         echo $! > "$D/$node.api.pid"
     fi
-    (unprivileged "$node" "$BIN/culvertd" run ${LAB_CONFIG:+--config "$LAB_CONFIG"} --node "$node" --inventory "$D/inventory" \
+    # The limit of files that most systems begin with; the helper raises it.
+    (ulimit -S -n 1024; unprivileged "$node" "$BIN/culvertd" run ${LAB_CONFIG:+--config "$LAB_CONFIG"} --node "$node" --inventory "$D/inventory" \
         --run-dir "$D/$node" --state-dir "$D/$node/state" --log-level "${LAB_LOG_LEVEL:-info}" >> "$D/$node.log" 2>&1 < /dev/null) &
     echo $! > "$D/$node.pid"
     # LAB_NO_WAIT: a helper that is not to become ready.

@@ -77,6 +77,29 @@ struct EchoSessionTests {
         #expect(world.session.state == .up && world.changes[2].at - back <= 102 * Self.millisecond)
     }
 
+    /// A gateway that is far away: the helper is frozen for a while, and judges before the first answer can be back.
+    @Test(arguments: [40, 90, 150, 280], [60, 70, 100, 130, 150, 199])
+    func aPauseIsNoFaultHoweverFarTheGatewayIs(_ delay: Int64, _ moment: Int) {
+        for interval in [20, 100] {
+            var world = World(Self.plan(interval: interval))
+            world.delay = delay * Self.millisecond
+            world.run(2000 + moment)
+            // Wakes up late, by much and by little; what came in meanwhile has its own time.
+            for pause: Int64 in [20_000, 80] {
+                world.now += pause * Self.millisecond
+                world.session.wasLate(now: world.now)
+                world.run(2000)
+            }
+            // A policy with a shorter interval comes.
+            world.session.follow(Self.plan(interval: 20), now: world.now)
+            world.run(2000)
+            #expect(world.changes.map(\.state) == [.up], "\(interval) ms")
+            world.isAlive = false
+            world.run(1500)
+            #expect(world.session.state == .down)
+        }
+    }
+
     /// New flows vanish and old ones live (squat/kilo#489): the proof's flow is an old one.
     @Test(arguments: [3, 30, 50]) func aProofIsNoSignOfLife(_ multiplier: Int) {
         var world = World(Self.plan(multiplier: multiplier))

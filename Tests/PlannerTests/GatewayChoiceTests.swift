@@ -281,6 +281,8 @@ struct GatewayChoiceTests {
             attachments: [Self.pod()])
         #expect(plan.liveness.sessions.map(\.ends) == [[Self.end("n2"), Self.end("n3")], [Self.end("n4")]])
         #expect(Set(plan.liveness.slots[0].candidates.map(\.end)) == Set(plan.liveness.sessions.flatMap(\.ends)))
+        let numbers = plan.host.nextHops.map(\.id)
+        #expect(Set(numbers).count == numbers.count)
     }
 
     // MARK: the decision
@@ -356,6 +358,32 @@ struct GatewayChoiceTests {
             }
             previous = chosen
         }
+    }
+
+    /// Another address or other targets of a policy are another identity, of which nothing is known. The gateway stays, which
+    /// may be the only one that lives.
+    @Test func aPolicyThatIsEditedStaysWhereItIs() {
+        func plan(_ policy: EgressPolicy, _ previous: GatewayActivation.Previous = .init()) -> Plan {
+            Planner.plan(
+                configuration: Configuration(), localFacts: LocalFacts(nodeName: "n1"),
+                inventory: Self.inventory(policy), attachments: [Self.pod()], previous: previous)
+        }
+        var board = FailOverBoard()
+        board.echoes.states = [Self.end("n2"): .down, Self.end("n3"): .up, Self.end("n4"): .up]
+        board.prepare(plan(Self.policy()).liveness)
+        let edited = plan(
+            Self.policy { $0.healthChecks.targets = [HealthTarget("203.0.113.10:443")!] }, board.previous)
+        #expect(edited.liveness.slots[0].planned.candidate?.node == "n3")
+        let isAhead = board.prepare(edited.liveness)
+        #expect(!isAhead && board.choices[edited.liveness.slots[0].key]?.candidate?.node == "n3")
+        // Where the exact one is there and down, its node's other address has no precedence.
+        let other = GatewayCandidate(node: "n3", egress: EgressSpecification(.untranslated))
+        var health = Self.health(["n3": .down, "n2": .up])
+        health.states[GatewayEnd(other)] = .up
+        let choice = GatewayActivation.choose(
+            Self.candidates(["n2", "n3"]) + [other], takesBack: false, health: health,
+            previous: GatewayCandidate(node: "n3"))
+        #expect(choice.candidate?.node == "n2")
     }
 
     /// A node's own way out needs no echo, and takes back what it had like every other one.

@@ -323,6 +323,9 @@ struct LifecycleTests {
         let lab = try Lab("f")
         try lab.inventory("policy.yaml", Self.policy)
         try lab.start("n1")
+        // It may have as many files open as whoever started it permits.
+        let limit = Shell.run("awk '/Max open files/ {print $4 == $5}' /proc/\(lab.pid("n1"))/limits").output
+        #expect(limit == "1\n")
         let other = lab.run(
             in: "n1",
             "timeout 20 \(Shell.binaries)/culvertd run --config \(lab.directory)/culvertd.yaml --node n1 --inventory \(lab.directory)/inventory --run-dir \(lab.directory)/n1 --state-dir \(lab.directory)/n1/state"

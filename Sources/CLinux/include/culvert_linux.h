@@ -96,6 +96,8 @@ int culvert_send_timeout(int socket, long milliseconds);
 
 /// Raises `CAP_NET_ADMIN` from permitted to effective, if it is there (file capability `+p`). 0 or negative errno.
 int culvert_raise_net_admin(void);
+/// Lets this process have as many files open as its hard limit allows: a gateway with many targets asks all of them at once.
+void culvert_raise_file_limit(void);
 /// 1 when `CAP_NET_ADMIN` is effective, 0 when not.
 int culvert_has_net_admin(void);
 /// 1 when the bytes are somewhere in the text, 0 when not.
