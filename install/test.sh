@@ -179,7 +179,7 @@ in_vm() {
     vm_seconds=$((vm_seconds + $4))
     cat >> "$work/vm.sh" << V
 echo "== layer ${#vm_layers[@]} begins"
-CULVERT_LAB_PROTOCOL=$2 timeout $4 "$bundle" --testing-library swift-testing --filter '$3'
+CULVERT_LAB_PROTOCOL=$2 timeout $4 "$bundle" --testing-library swift-testing --filter '$3' 2>&1
 echo "== layer ${#vm_layers[@]} ends \$?"
 V
 }
@@ -191,7 +191,7 @@ run_vm() {
     for try in 1 2; do
         say "the VM starts"
         # shellcheck disable=SC2086
-        timeout $vm_seconds vng $options -r "$(vm_kernel)" --user root -- bash "$work/vm.sh" > "$log" 2>&1 & local pid=$!
+        timeout $vm_seconds vng $options -r "$(vm_kernel)" --user root -- bash "$work/vm.sh" > "$log" 2> "$log.errors" & local pid=$!
         echo $pid >> "$work/pids"
         # Its layers, while they run, with the time at which each begins.
         index=0
@@ -206,7 +206,7 @@ run_vm() {
         # A VM that dies before any test has ended says nothing about the tests; it is started once more.
         if [ "$try" = 1 ] && ! sed 's/\x1b\[[0-9;]*m//g' "$log" | grep -qE 'Test run with|^[✔✘] Test '; then
             echo "THE VM ENDED BEFORE ANY TEST DID; its last words, and then once more:"
-            tail -n 20 "$log"
+            tail -n 20 "$log" "$log.errors"
             continue
         fi
         break
