@@ -217,6 +217,7 @@ run_vm() {
         echo
         echo "== ${vm_layers[$index]}: what it said"
         judge "${vm_layers[$index]}" "${status:-unknown, the VM died}"
+        [ -n "$status" ] || tail -n 20 "$log.errors"
     done
     add_up
 }

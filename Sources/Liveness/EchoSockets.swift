@@ -68,18 +68,11 @@ struct EchoSockets {
             }
         }
         if receiver >= 0, !slow.isEmpty, now >= slowRenewAt {
-            let old = slowSender
-            slowSender = EchoSockets.bind(source, EchoSockets.ports)
-            if old >= 0 { CLinux.close(old) }
+            EchoSockets.renew(&slowSender, source)
             slowRenewAt = now + (slowSender < 0 ? 1_000_000_000 : slowPeriod)
         }
         guard now >= renewAt, receiver >= 0 else { return }
-        let fresh = EchoSockets.bind(source, EchoSockets.ports)
-        // While there is no fresh one (this process has too many files open, say), the old one is better than none.
-        if fresh >= 0 || sender < 0 {
-            if sender >= 0 { CLinux.close(sender) }
-            sender = fresh
-        }
+        EchoSockets.renew(&sender, source)
         if prover < 0 { prover = culvert_echo_sender(source.v4Value, Ownership.provingPort) }
         if sender < 0 || prover < 0 {
             return fail("a socket with the source \(source)", min(sender, prover), now)
@@ -94,13 +87,17 @@ struct EchoSockets {
         renewAt = retryAt
     }
 
-    private static func bind(_ source: IPAddress, _ ports: ClosedRange<UInt16>) -> Int32 {
-        var descriptor: Int32 = -1
+    /// A sender with a fresh source port in the place of this one. While there is none (this process has too many files open,
+    /// say), the old one is better than none.
+    private static func renew(_ sender: inout Int32, _ source: IPAddress) {
+        var fresh: Int32 = -1
         for _ in 0..<8 {
-            descriptor = culvert_echo_sender(source.v4Value, .random(in: ports))
-            if descriptor != -EADDRINUSE { break }
+            fresh = culvert_echo_sender(source.v4Value, .random(in: ports))
+            if fresh != -EADDRINUSE { break }
         }
-        return descriptor
+        if fresh < 0 && sender >= 0 { return }
+        if sender >= 0 { CLinux.close(sender) }
+        sender = fresh
     }
 
     /// Sends them, each by the tunnel that its session names. One that the kernel does not take is one that is not answered.

@@ -5,7 +5,7 @@ import Model
 /// these lead to. CHECK looks at nothing else, so that another pod's trouble is not taken for this one's.
 struct PodDependencies {
     private let pods: Set<IPNetwork>
-    /// The tables that the pods' rules lead to.
+    /// The tables that the pod's rules lead to, and those for what comes out of its tunnels (where this node is its gateway).
     private let tables: Set<UInt32>
     private let nextHops: Set<UInt32>
     private let devices: Set<String>
@@ -33,7 +33,8 @@ struct PodDependencies {
                 }
             }
         }
-        self.tables = tables
+        self.tables = tables.union(
+            wanted.rules.filter { $0.incoming.map(devices.contains) == true }.compactMap(\.table))
         self.nextHops = nextHops
         self.devices = devices
     }

@@ -108,6 +108,11 @@ struct DifferenceTests {
                 Route(table: Ownership.echoTable(number), destination: .everythingV4, kind: .nextHop(group)),
             ])
         }
+        // This node is the first one's gateway, by another interface.
+        let outside = Ownership.firstTable + 9
+        host.rules.append(
+            Rule(priority: Ownership.tunnelRulePriority, incoming: Ownership.tunnelName(1), table: outside))
+        host.add([Route(table: outside, destination: .everythingV4, kind: .device("eth1"))])
         let network = IPNetwork(IPAddress(v4: 0x0A02_0000), prefixLength: 16)
         host.add([
             Route(table: Rule.mainTable, destination: network, kind: .via(end, device: Ownership.tunnelName(0)))
@@ -133,9 +138,10 @@ struct DifferenceTests {
         let (one, other, stranger) = (commands(0x0AF4_0101), commands(0x0AF4_0102), commands(0x0AF4_0103))
         // The mesh: link, its settings, its guard, its neighbour and its route.
         #expect(stranger.count == 5, "\(stranger)")
-        // A pod's own: the same four of its tunnel, next hop and group, its rule, its route; and its element of the firewall's set.
+        // A pod's own: the same four of its tunnel, next hop and group, its rule, its route; and its element of the firewall's set,
+        // and the way out of its tunnel.
         let element = "nft add 1 elements to pods"
-        #expect(one.subtracting(stranger).count == 9 && one.contains(element), "\(one.subtracting(stranger))")
+        #expect(one.subtracting(stranger).count == 11 && one.contains(element), "\(one.subtracting(stranger))")
         #expect(other.subtracting(stranger).count == 8 && !other.contains(element), "\(other.subtracting(stranger))")
         #expect(one.intersection(other) == stranger)
         #expect(
