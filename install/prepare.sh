@@ -2,7 +2,7 @@
 # Installs what building, the lab and the VM need, and builds. Sourced by demo.sh and test.sh.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-packages=(pkg-config gcc libmnl-dev libnftnl-dev libjansson-dev libyaml-dev nftables iproute2 iputils-ping curl socat procps
+packages=(pkg-config gcc libmnl-dev libnftnl-dev libjansson-dev libyaml-dev musl-dev nftables iproute2 iputils-ping curl socat procps
     util-linux kmod clang-16 libbpf-dev busybox-static file python3 python3-pip python3-yaml python3-venv openssl wireguard-go
     wireguard-tools containerd runc containernetworking-plugins podman systemd help2man libcap2-bin)
 vm_packages=(qemu-system-x86 linux-image-6.12-amd64)

@@ -142,6 +142,7 @@ check() {
     fi
     echo "0 $failure" > "$log.count"
 }
+check "the plugin and its C library" 'agree on' bash Tests/Plugin/libc.sh "$work/bin/culvert"
 check "links of the documentation, and the messages that it quotes" "are right" python3 Tests/docs.py
 check "the stand-in for the API server, judged by kubectl and the Python client" 'nodes in|patches|checks passed' \
     bash Tests/StandIn/check.sh > "$work/beside-0" 2>&1 & waiting+=($!)

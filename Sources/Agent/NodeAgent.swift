@@ -396,9 +396,15 @@ public actor NodeAgent {
     func replan() {
         findOutlived()
         let attached = attachments.values.filter { outlived[$0.id] == nil }
+        let (ended, defaultPolicy) = (
+            endedPods.addresses, settings.configuration.defaultPolicy ?? adopted.defaultPolicy
+        )
+        let expected = Planner.expectedAttachments(
+            inventory: inventory, nodeName: settings.nodeName, attached: Array(attachments.values), ended: ended,
+            defaultPolicy: defaultPolicy)
         let others = Planner.adoptedAttachments(
-            inventory: inventory, nodeName: settings.nodeName, attached: attached, ended: endedPods.addresses,
-            defaultPolicy: settings.configuration.defaultPolicy ?? adopted.defaultPolicy
+            inventory: inventory, nodeName: settings.nodeName, attached: attached, ended: ended,
+            defaultPolicy: defaultPolicy
         ).map { attachment in
             var attachment = attachment
             attachment.assignment = adopted.assignments[attachment.id]
@@ -410,7 +416,7 @@ public actor NodeAgent {
         previous.ways = waysAtStart
         plan = Planner.plan(
             configuration: settings.configuration, localFacts: facts, inventory: inventory,
-            attachments: attached + others, gatewayHealth: failOver.health, previous: previous, previousIDs: plan.ids,
+            attachments: attached + others, expected: expected, gatewayHealth: failOver.health, previous: previous, previousIDs: plan.ids,
             previouslyServed: plan.served, unreachable: unreachable, memory: &memory)
         for (id, pod) in outlived.sorted(by: { $0.key < $1.key }) {
             plan.warnings.append(

@@ -27,6 +27,13 @@ long long culvert_monotonic_milliseconds(void) {
     return (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+size_t culvert_start_random(void) {
+    size_t number = 0;
+    const void *bytes = (const void *)getauxval(AT_RANDOM);
+    if (bytes) memcpy(&number, bytes, sizeof number);
+    return number | 1;
+}
+
 int culvert_open_read(const char *path) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
@@ -318,15 +325,6 @@ int culvert_write_record(const char *directory, const char *name, const void *by
 }
 
 uint32_t culvert_rtnh_onlink(void) { return RTNH_F_ONLINK; }
-
-// glibc hands argc and argv to constructors, in static executables too.
-static int argument_count;
-static char **arguments;
-__attribute__((constructor)) static void keep_arguments(int argc, char **argv) {
-    argument_count = argc;
-    arguments = argv;
-}
-const char *culvert_argument(int index) { return index < argument_count ? arguments[index] : NULL; }
 
 #include <sys/inotify.h>
 int culvert_watch_directory(const char *path) {

@@ -139,8 +139,11 @@ public enum Planner {
     public static let policyAnnotation = "culvert.dev/egress-policy"
 
     /// The one pure function in the middle: no I/O, no clock, no random numbers.
+    ///
+    /// - Parameter expected: pods that will have an ADD (`expectedAttachments`); they are not in the plan's `attachments`.
     public static func plan(
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
+        expected: [Attachment] = [],
         gatewayHealth: GatewayHealth = GatewayHealth(), previous: GatewayActivation.Previous = .init(),
         previousIDs: AssignedIDs = AssignedIDs(), previouslyServed: [AssignedPolicy] = [],
         unreachable: TargetVerdicts = TargetVerdicts()
@@ -148,13 +151,14 @@ public enum Planner {
         var memory = PlannerMemory()
         return plan(
             configuration: configuration, localFacts: facts, inventory: inventory, attachments: attachments,
-            gatewayHealth: gatewayHealth, previous: previous, previousIDs: previousIDs,
+            expected: expected, gatewayHealth: gatewayHealth, previous: previous, previousIDs: previousIDs,
             previouslyServed: previouslyServed, unreachable: unreachable, memory: &memory)
     }
 
     /// The same plan, sooner where little has changed since the memory was last used.
     public static func plan(
         configuration: Configuration, localFacts facts: LocalFacts, inventory: Inventory, attachments: [Attachment],
+        expected: [Attachment] = [],
         gatewayHealth: GatewayHealth = GatewayHealth(), previous: GatewayActivation.Previous = .init(),
         previousIDs: AssignedIDs = AssignedIDs(), previouslyServed: [AssignedPolicy] = [],
         unreachable: TargetVerdicts = TargetVerdicts(), memory: inout PlannerMemory
@@ -167,13 +171,14 @@ public enum Planner {
             topologyLabel: configuration.mesh.topologyLabel)
         let node = inventory.nodes[facts.nodeName]
         let attachments = inOrder(attachments)
+        let everyone = attachments + inOrder(expected)
 
         // Who gets what, and where it goes at the moment.
         let catalogue = memory.policyCatalogue(
             configuration: configuration, nodeName: facts.nodeName, inventory: inventory)
         let assignment = PolicyAssignment(
-            catalogue: catalogue, inventory: inventory, nodeName: facts.nodeName, attachments: attachments,
-            memory: &memory)
+            catalogue: catalogue, inventory: inventory, nodeName: facts.nodeName, attachments: everyone,
+            expectedFrom: attachments.count, memory: &memory)
         let used = usedPolicies(assignment)
         let ends = TunnelEnds(configuration: configuration, facts: facts, inventory: inventory)
 
@@ -271,7 +276,7 @@ public enum Planner {
                 .union(service.otherInterfaces.keys),
             previous: previousIDs.tables, first: Ownership.firstTable, retired: previousIDs.retired.tables)
         let tables = PolicyTables(
-            attachments: attachments, assignment: assignment, numbers: tableNumbers, kept: kept, memory: &memory)
+            attachments: everyone, assignment: assignment, numbers: tableNumbers, kept: kept, memory: &memory)
 
         plan.served = service.policies
         plan.liveness.targetChecks = targetChecks

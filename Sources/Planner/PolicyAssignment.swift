@@ -25,9 +25,10 @@ public struct PolicyAssignment: Equatable, Sendable {
 
     static let annotation = Planner.policyAnnotation
 
+    /// - Parameter expectedFrom: the place of the first pod that had no ADD yet. Where its ADD would be refused, it gets nothing.
     init(
         catalogue: PolicyCatalogue, inventory: Inventory, nodeName: String, attachments: [Attachment],
-        memory: inout PlannerMemory
+        expectedFrom: Int, memory: inout PlannerMemory
     ) {
         let judge = Judge(catalogue: catalogue, inventory: inventory, nodeName: nodeName)
         let world = PlannerMemory.AssignmentWorld(
@@ -59,8 +60,9 @@ public struct PolicyAssignment: Equatable, Sendable {
                     tableKey: choice.policies.isEmpty ? "" : PolicyTables.key(choice.policies))
                 judged[attachment.id] = one
             }
-            choices.append(one.choice)
-            tableKeys.append(one.tableKey)
+            let isRefused = choices.count >= expectedFrom && !one.choice.refusal.isEmpty
+            choices.append(isRefused ? Choice() : one.choice)
+            tableKeys.append(isRefused ? "" : one.tableKey)
         }
         if judged.count > attachments.count {
             let ids = Set(attachments.map(\.id))

@@ -1,20 +1,29 @@
+import CJansson
 import CLinux
 
+/// Where the C library starts the program: the package manager has the linker call this `main`. (Swift's own `@main` does not tell
+/// an embedded program its arguments.)
+@_cdecl("culvert_main")
+public func main(_ count: Int32, _ arguments: UnsafePointer<UnsafePointer<CChar>?>) -> Int32 {
+    Main.run(argument: count > 1 ? arguments[1].map { String(cString: $0) } : nil)
+}
+
 /// The executable: environment, stdin, stdout. Everything else is in PluginVerbs.
-@main
-struct Main {
-    static func main() {
-        if let argument = culvert_argument(1) {
-            exit(answer(argument: String(cString: argument)))
-        }
+enum Main {
+    /// - Parameter argument: the first on the command line.
+    /// - Returns: the exit code.
+    static func run(argument: String?) -> Int32 {
+        if let argument { return answer(argument: argument) }
+        // Otherwise libjansson would open /dev/urandom for it.
+        json_object_seed(culvert_start_random())
         let outcome = Plugin.run(
             variable: { name in getenv(name).map { String(cString: $0) } },
             stdin: { command throws(CNIError) in try readStdin(command) })
         if !outcome.output.isEmpty && !put(outcome.output + "\n", to: 1) {
             _ = put("culvert: stdout: " + String(cString: strerror(culvert_errno())) + "\n", to: 2)
-            exit(1)
+            return 1
         }
-        exit(outcome.exitCode)
+        return outcome.exitCode
     }
 
     /// The most that a configuration may have, bytes. A result with thousands of routes is far below it.
@@ -26,7 +35,6 @@ struct Main {
         let versionOnly = command == .version
         if versionOnly && isatty(0) == 1 { return [] }
         var bytes: [UInt8] = []
-        var chunk = [UInt8](repeating: 0, count: 16384)
         let patience: Int64 = versionOnly ? 1000 : NetworkConfiguration.defaultTimeoutSeconds * 1000
         let deadline = culvert_monotonic_milliseconds() + patience
         while true {
@@ -36,14 +44,19 @@ struct Main {
                 if versionOnly { return bytes }
                 throw CNIError(.ioFailure, "stdin did not end in time", details: "the configuration is read from stdin")
             }
-            let count = read(0, &chunk, chunk.count)
+            // Not zeroed: memory that nothing is read into is never touched.
+            var count = 0
+            let chunk = [UInt8](unsafeUninitializedCapacity: 16384) { room, filled in
+                count = read(0, room.baseAddress, room.count)
+                filled = max(0, count)
+            }
             if count == 0 { return bytes }
             if count < 0 {
                 if culvert_errno() == EINTR { continue }
                 if versionOnly { return [] }
                 throw CNIError(.ioFailure, "stdin cannot be read: " + String(cString: strerror(culvert_errno())))
             }
-            bytes.append(contentsOf: chunk[0..<count])
+            if bytes.isEmpty { bytes = chunk } else { bytes += chunk }
             guard bytes.count <= maximumConfiguration else {
                 throw CNIError(
                     .decodingFailure, "the configuration on stdin has more than \(maximumConfiguration) bytes")

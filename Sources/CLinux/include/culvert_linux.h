@@ -39,6 +39,10 @@ int culvert_errno(void);
 /// Monotonic clock in milliseconds.
 long long culvert_monotonic_milliseconds(void);
 
+/// A number that differs from one start of a program to the next, never 0: of the bytes that the kernel hands each program
+/// (`AT_RANDOM` in getauxval(3)), without a system call.
+size_t culvert_start_random(void);
+
 /// `open(2)` with `O_CLOEXEC`, read-only. Negative errno on failure.
 int culvert_open_read(const char *path);
 
@@ -122,9 +126,6 @@ uint32_t culvert_rtnh_onlink(void);
 
 /// Where `part` begins in `bytes`, from 0; -1: nowhere.
 ssize_t culvert_find(const void *bytes, size_t length, const void *part, size_t part_length);
-
-/// The program's argument `index`, or NULL. Embedded Swift has no `CommandLine`.
-const char *culvert_argument(int index);
 
 /// Writes a file `name` into a directory that others may write to: beside its place, and then renamed, so that nobody reads
 /// half of it. No link is followed, neither as the directory nor in it, and nothing is opened that was there before. The

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The plugin is compiled with the system's headers and linked with musl: do both libraries mean the same by what the plugin passes to
+# them (layout.c)? And is it a static program of the size that the README tells?
+#   libc.sh PLUGIN
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+plugin=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+machine=$(uname -m)-linux
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+gcc -c -o "$work/system.o" "$here/layout.c"
+gcc -c -nostdinc -isystem "/usr/include/$machine-musl" -idirafter "$(gcc -print-file-name=include)" -idirafter /usr/include \
+    -idirafter "/usr/include/$machine-gnu" -o "$work/musl.o" "$here/layout.c"
+for libc in system musl; do
+    objcopy -O binary --only-section=.rodata "$work/$libc.o" "$work/$libc"
+    [ -s "$work/$libc" ] || fail "layout.c has come to nothing"
+done
+cmp "$work/system" "$work/musl" || fail "the headers of the system and of musl differ: see Tests/Plugin/layout.c"
+file -L "$plugin" | grep -q 'statically linked' || fail "$plugin is not a static program"
+if strings -a "$plugin" | grep -q 'GNU C Library\|GLIBC_'; then fail "$plugin has glibc in it"; fi
+size=$(stat -L -c %s "$plugin")
+[ "$size" -lt 500000 ] || fail "$plugin has $size bytes"
+echo "the plugin: $(($(stat -c %s "$work/musl") / 8)) numbers that both C libraries agree on, $size bytes, static"
