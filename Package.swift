@@ -78,7 +78,8 @@ let package = Package(
                     "-Xclang-linker", "-nostdlib", "\(musl)/crt1.o", "\(musl)/crti.o",
                     "-Xlinker", "-l:libjansson.a",
                     "\(toolchain)/lib/swift/embedded/\(embeddedTriple)/libswiftUnicodeDataTables.a",
-                    "-Xlinker", "\(musl)/libc.a", "-Xlinker", "\(musl)/crtn.o", "-Xlinker", "--gc-sections", "-Xlinker", "-s",
+                    "-Xlinker", "\(musl)/libc.a", "-Xlinker", "\(musl)/crtn.o", "-Xlinker", "--gc-sections", "-Xlinker",
+                    "-s",
                 ])
             ]),
 

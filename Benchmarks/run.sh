@@ -34,13 +34,24 @@ Y
 "$root/Tests/Lab/lab.sh" helper "$P" "$D" n1
 "$root/Tests/Lab/lab.sh" pod "$P" "$D" n1 a 10 app:shop > /dev/null
 "$root/Tests/Lab/lab.sh" plugin "$P" "$D" n1 DEL a
-echo
-echo "ADD of the only pod with a policy: its table and its sets are made with it"
-nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/cni.sock" "/run/netns/$P-a" 10.244.1.10
-echo
-echo "ADD of a pod beside another one with the same policy"
+# add TITLE POD: many times, each with its DEL.
+add() {
+    printf '\n%s\n' "$1"
+    nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/cni.sock" "/run/netns/$P-a" 10.244.1.10 "$2"
+}
+add "ADD of the only pod with a policy, which comes as a surprise: its table and its sets are made with it" CULVERT_LABELS=app:shop
+cat > "$D/inventory/soon.yaml" <<'Y'
+apiVersion: v1
+kind: Pod
+metadata: {namespace: default, name: soon, labels: {app: shop}}
+spec: {nodeName: n1}
+Y
+# Until it is read.
+until ip -n "$P-n1" route show table all proto 110 | grep -q 'table 47'; do sleep 0.1; done
+add "ADD of the only pod with a policy, which is known to be bound to this node" "K8S_POD_NAMESPACE=default;K8S_POD_NAME=soon"
+rm "$D/inventory/soon.yaml"
 "$root/Tests/Lab/lab.sh" pod "$P" "$D" n1 b 11 app:shop > /dev/null
-nsenter --net="/run/netns/$P-n1" "$bin/culvert-bench" add "$bin/culvert" "$D/n1/cni.sock" "/run/netns/$P-a" 10.244.1.10
+add "ADD of a pod beside another one with the same policy" CULVERT_LABELS=app:shop
 unshare --net "$bin/culvert-bench" routes
 "$bin/culvert-bench" mesh
 "$bin/culvert-bench" egress

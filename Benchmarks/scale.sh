@@ -9,7 +9,8 @@ export LAB_BIN=$bin
 P=scale$$
 trap 'for c in a b c d; do "$lab" down "$P$c" "$D/$c" 2> /dev/null; done' EXIT
 
-# inventory DIR NODES POLICIES: and one policy more, which none of the 100 pods has.
+# inventory DIR NODES POLICIES: and two policies more, which none of the 100 pods has. Of the first there is a pod that is bound to n1
+# and has no address yet.
 inventory() {
     python3 - "$@" <<'Y'
 import json, sys
@@ -23,10 +24,12 @@ for n in range(4, nodes + 1):
     items.append({"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": f"x{n}"},
                   "spec": {"addresses": [{"type": "InternalIP", "ip": node}, {"type": "CiliumInternalIP", "ip": f"{pod}.1"}],
                            "ipam": {"podCIDRs": [f"{pod}.0/24"]}}})
-for p in range(policies + 1):
+for p in range(policies + 2):
     items.append({"apiVersion": "cilium.io/v2", "kind": "CiliumEgressGatewayPolicy", "metadata": {"name": f"p{p:04}"},
                   "spec": {"selectors": [{"podSelector": {"matchLabels": {"app": f"p{p}"}}}], "destinationCIDRs": ["0.0.0.0/0"],
                            "egressGateway": {"nodeSelector": {"matchLabels": {"zone": "z3"}}}}})
+items.append({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "default", "name": "soon", "labels": {"app": f"p{policies}"}},
+              "spec": {"nodeName": "n1"}})
 with open(f"{directory}/many.json", "w") as file:
     json.dump({"apiVersion": "v1", "kind": "List", "items": items}, file)
 Y
@@ -70,6 +73,6 @@ J
     until ip netns exec "$P$c-n1" curl -sf --unix-socket "$D/$c/n1/api.sock" http://localhost/readyz > /dev/null; do sleep 0.01; done
     printf '%s nodes, %s policies, 100 pods: %d ms from start to ready, %d MiB resident\n' "$nodes" "$policies" \
         $((($(date +%s%N) - start) / 1000000)) "$(awk '/VmRSS/ {print int($2 / 1024)}' "/proc/$(cat "$D/$c/n1.pid")/status")"
-    arguments+=("$nodes nodes, $policies policies|$D/$c/n1/cni.sock|$P$c|p$policies|p0")
+    arguments+=("$nodes nodes, $policies policies|$D/$c/n1/cni.sock|$P$c|CULVERT_LABELS=app:p0|K8S_POD_NAMESPACE=default;K8S_POD_NAME=soon|CULVERT_LABELS=app:p$((policies + 1))")
 done
 "$bin/culvert-bench" scale "$bin/culvert" "${arguments[@]}"

@@ -13,7 +13,8 @@ enum Bench {
         case "version": try version(plugin: arguments[1], rounds: 400)
         case "add":
             try add(
-                plugin: arguments[1], socket: arguments[2], namespace: arguments[3], address: arguments[4], rounds: 200)
+                plugin: arguments[1], socket: arguments[2], namespace: arguments[3], address: arguments[4],
+                pod: arguments[5], rounds: 200)
         case "routes": try routes(rounds: 7)
         case "mesh": mesh()
         case "egress": egress()
@@ -21,7 +22,9 @@ enum Bench {
         case "scale":
             let nodes = arguments.dropFirst(2).map { argument in
                 let parts = argument.split(separator: "|").map(String.init)
-                return Scale(name: parts[0], socket: parts[1], prefix: parts[2], first: parts[3], beside: parts[4])
+                return Scale(
+                    name: parts[0], socket: parts[1], prefix: parts[2], beside: parts[3], first: parts[4],
+                    surprise: parts[5])
             }
             try scale(plugin: arguments[1], nodes: nodes, rounds: 60)
         default: print("usage: culvert-bench version|add|routes|mesh|egress|plans|scale …")
@@ -110,7 +113,10 @@ enum Bench {
         ratio("culvert / tuning, p50", medians[2], medians[1], goal: 0.3)
     }
 
-    static func add(plugin: String, socket: String, namespace: String, address first: String, rounds: Int) throws {
+    /// - Parameter pod: what the runtime says of it, `CNI_ARGS` without `IgnoreUnknown`.
+    static func add(
+        plugin: String, socket: String, namespace: String, address first: String, pod: String, rounds: Int
+    ) throws {
         func previous(_ address: String) -> String {
             #"{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"\#(namespace)"}],"ips":[{"address":"\#(address)/32","gateway":"10.244.1.1","interface":0}],"routes":[{"dst":"0.0.0.0/0"}]}"#
         }
@@ -122,7 +128,7 @@ enum Bench {
         func environment(_ command: String) -> [String: String] {
             [
                 "CNI_COMMAND": command, "CNI_CONTAINERID": "bench", "CNI_NETNS": namespace, "CNI_IFNAME": "eth0",
-                "CNI_PATH": "/usr/lib/cni", "CNI_ARGS": "IgnoreUnknown=1;CULVERT_LABELS=app:shop",
+                "CNI_PATH": "/usr/lib/cni", "CNI_ARGS": "IgnoreUnknown=1;\(pod)",
             ]
         }
         let programs = [

@@ -9,9 +9,11 @@ extension Bench {
         let socket: String
         /// Network namespaces are PREFIX-x0 to PREFIX-x15, their addresses 10.244.1.200 on.
         let prefix: String
-        /// Labels of the pod that is added: the first pod of its policy, and one beside others.
-        let first: String
+        /// What the runtime says of the pod that is added, `CNI_ARGS` without `IgnoreUnknown`: one beside others of its policy; the
+        /// first of its policy, which the inventory has as a pod of this node; and the first, which comes as a surprise.
         let beside: String
+        let first: String
+        let surprise: String
     }
 
     static func scale(plugin: String, nodes: [Scale], rounds: Int) throws {
@@ -19,7 +21,7 @@ extension Bench {
         defer { for file in files { unlink(file) } }
         // No address comes twice within half a second, as with Cilium: until then the connections of the pod that had it before
         // are not forgotten, and an ADD would wait for that.
-        func call(_ node: Scale, _ pod: Int, _ verb: String, _ label: String, address: String) throws -> Call {
+        func call(_ node: Scale, _ pod: Int, _ verb: String, _ arguments: String, address: String) throws -> Call {
             let namespace = "/run/netns/\(node.prefix)-x\(pod)"
             let stdin = try write(
                 #"{"cniVersion":"1.0.0","name":"net","type":"culvert","socket":"\#(node.socket)","timeoutSeconds":60,"prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"\#(namespace)"}],"ips":[{"address":"\#(address)/32","gateway":"10.244.1.1","interface":0}],"routes":[{"dst":"0.0.0.0/0"}]}}"#,
@@ -29,21 +31,22 @@ extension Bench {
                 name: "\(node.name) \(verb)", program: plugin,
                 environment: [
                     "CNI_COMMAND": verb, "CNI_CONTAINERID": "x\(pod)", "CNI_NETNS": namespace, "CNI_IFNAME": "eth0",
-                    "CNI_PATH": "/usr/lib/cni", "CNI_ARGS": "IgnoreUnknown=1;CULVERT_LABELS=app:\(label)",
+                    "CNI_PATH": "/usr/lib/cni", "CNI_ARGS": "IgnoreUnknown=1;\(arguments)",
                 ], stdin: stdin)
         }
-        var samples: [(title: String, label: (Scale) -> String, values: [[Double]])] = [
+        var samples: [(title: String, pod: (Scale) -> String, values: [[Double]])] = [
             ("ADD of a pod beside others of its policy", { $0.beside }, nodes.map { _ in [] }),
             ("ADD of the first pod of its policy", { $0.first }, nodes.map { _ in [] }),
+            ("ADD of the first pod of its policy, not in the inventory before", { $0.surprise }, nodes.map { _ in [] }),
         ]
         for (kind, sample) in samples.enumerated() {
             for round in 0..<(rounds + 5) {
                 for (index, node) in nodes.enumerated() {
-                    let (label, address) = (sample.label(node), "10.244.\(7 + kind).\(round)")
-                    let add = try call(node, 0, "ADD", label, address: address)
+                    let (pod, address) = (sample.pod(node), "10.244.\(7 + kind).\(round)")
+                    let add = try call(node, 0, "ADD", pod, address: address)
                     let value = time(add)
                     if round >= 5 { samples[kind].values[index].append(value) }
-                    _ = time(try call(node, 0, "DEL", label, address: address))
+                    _ = time(try call(node, 0, "DEL", pod, address: address))
                 }
             }
         }
@@ -82,9 +85,9 @@ extension Bench {
             var all: [Double] = []
             for round in 0..<15 {
                 func calls(_ verb: String) throws -> [Call] {
-                    try (0..<16).map { try call(node, $0, verb, node.beside, address: "10.244.9.\(16 * round + $0)") }
+                    try (0..<16).map { try call(node, $0, verb, node.beside, address: "10.244.10.\(16 * round + $0)") }
                 }
-                let address = "10.244.10.\(round)"
+                let address = "10.244.11.\(round)"
                 single.append(time(try call(node, 0, "ADD", node.beside, address: address)))
                 _ = time(try call(node, 0, "DEL", node.beside, address: address))
                 all += together(try calls("ADD"))

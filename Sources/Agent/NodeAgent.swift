@@ -416,7 +416,8 @@ public actor NodeAgent {
         previous.ways = waysAtStart
         plan = Planner.plan(
             configuration: settings.configuration, localFacts: facts, inventory: inventory,
-            attachments: attached + others, expected: expected, gatewayHealth: failOver.health, previous: previous, previousIDs: plan.ids,
+            attachments: attached + others, expected: expected, gatewayHealth: failOver.health, previous: previous,
+            previousIDs: plan.ids,
             previouslyServed: plan.served, unreachable: unreachable, memory: &memory)
         for (id, pod) in outlived.sorted(by: { $0.key < $1.key }) {
             plan.warnings.append(

@@ -64,11 +64,12 @@ extension KernelNamespace {
                 world.configuration.tunnelProtocol = .vxlan
                 // The pair of next hops for strict filters is shown in the scenarios: it needs routes that the kernel checks.
                 world.attachments = ChangingCluster.pods(&random, before: before?.world.attachments ?? [])
+                world.expected = ChangingCluster.expected(&random, besides: world.attachments)
                 world.facts.lastOverlayAddress =
                     before?.world.facts.overlayAddress ?? before?.world.facts.lastOverlayAddress
                 let plan = Planner.plan(
                     configuration: world.configuration, localFacts: world.facts, inventory: world.inventory,
-                    attachments: world.attachments, previousIDs: ids, memory: &memory)
+                    attachments: world.attachments, expected: world.expected, previousIDs: ids, memory: &memory)
                 let links = try asker.links()
                 let incoming = Dictionary(uniqueKeysWithValues: links.map { ($0.name, $0.index) })
                 reconciler.afterEachStep = { step in

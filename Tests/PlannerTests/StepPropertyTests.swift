@@ -221,17 +221,20 @@ struct StepPropertyTests {
                     ?? ChangingCluster.world(&random)
                 world.configuration.tunnelProtocol = tunnelProtocol
                 world.attachments = ChangingCluster.pods(&random, before: before?.world.attachments ?? [])
+                world.expected = ChangingCluster.expected(&random, besides: world.attachments)
                 world.facts.lastOverlayAddress =
                     before?.world.facts.overlayAddress ?? before?.world.facts.lastOverlayAddress
                 let plan = Planner.plan(
                     configuration: world.configuration, localFacts: world.facts, inventory: world.inventory,
-                    attachments: world.attachments, gatewayHealth: board.health, previous: board.previous,
+                    attachments: world.attachments, expected: world.expected, gatewayHealth: board.health,
+                    previous: board.previous,
                     previousIDs: ids, memory: &memory)
                 #expect(
                     plan
                         == Planner.plan(
                             configuration: world.configuration, localFacts: world.facts, inventory: world.inventory,
-                            attachments: world.attachments, gatewayHealth: board.health, previous: board.previous,
+                            attachments: world.attachments, expected: world.expected, gatewayHealth: board.health,
+                            previous: board.previous,
                             previousIDs: ids),
                     "seed \(seed): the plan depends on what is kept from the one before")
                 board.prepare(plan.liveness)

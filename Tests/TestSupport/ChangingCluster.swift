@@ -9,6 +9,8 @@ public enum ChangingCluster {
         public var inventory = Inventory()
         public var facts = LocalFacts(nodeName: "n1")
         public var attachments: [Attachment] = []
+        /// Pods whose ADD is about to come.
+        public var expected: [Attachment] = []
 
         /// Keeps with each pod what the plan has given it, as the helper does.
         public mutating func remember(_ plan: Plan) {
@@ -116,6 +118,16 @@ public enum ChangingCluster {
             }
         }
         return pods
+    }
+
+    /// Some of the pods that are not there: their ADD is about to come, or never comes.
+    public static func expected(_ random: inout SeededGenerator, besides pods: [Attachment]) -> [Attachment] {
+        (0..<4).compactMap { number in
+            if pods.contains(where: { $0.containerID == "c\(number)" }) || Bool.random(using: &random) { return nil }
+            return Attachment(
+                containerID: "expected\(number)", interfaceName: "eth0", addresses: [],
+                labels: ["app": "a\(Int.random(in: 0...3, using: &random))"])
+        }
     }
 
     /// What a plan promises one pod about one destination.
