@@ -7,14 +7,24 @@ import CLinux
 
 /// The plugin's side of `cni.sock`: one request, one answer (of several messages, if it is long), one deadline over all of it.
 public enum HelperConnection {
+    /// Connects, so that the helper wakes up while the caller still prepares its request.
+    ///
+    /// - Parameter path: of `cni.sock`.
+    /// - Returns: for `ask`, which closes it; negative where there is no connection yet.
+    public static func begin(_ path: String) -> Int32 { culvert_seqpacket_connect(path) }
+
     /// - Parameters:
     ///   - socket: path of `cni.sock`.
+    ///   - connection: what `begin` has returned for this path.
     ///   - descriptor: the pod's netlink socket, or -1.
     ///   - deadline: on `culvert_monotonic_milliseconds`.
     /// - Throws: error 11 that says what of the helper could not be reached, or 5 for a request that is too large.
     public static func ask(
-        _ request: HelperRequest, socket path: String, descriptor: Int32 = -1, deadline: Int64
+        _ request: HelperRequest, socket path: String, connection: Int32 = -1, descriptor: Int32 = -1,
+        deadline: Int64
     ) throws(CNIError) -> HelperResponse {
+        var socket = connection
+        defer { if socket >= 0 { close(socket) } }
         let message = request.json.bytes()
         guard message.count <= HelperRequest.maximumSize else {
             throw CNIError(
@@ -22,8 +32,7 @@ public enum HelperConnection {
                 "the request to culvertd has \(message.count) bytes; the maximum is \(HelperRequest.maximumSize)",
                 details: "the labels or annotations of this container are too large")
         }
-        let socket = try connect(path, deadline: deadline)
-        defer { close(socket) }
+        if socket < 0 { socket = try connect(path, deadline: deadline) }
         while true {
             let sent = culvert_send_message(socket, message, message.count, descriptor, 0)
             if sent == 0 { break }

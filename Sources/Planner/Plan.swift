@@ -325,9 +325,11 @@ public enum Planner {
         plan.host.neighbours = Array(Set(plan.host.neighbours)).sorted { ($0.device, $0.peer) < ($1.device, $1.peer) }
         plan.host.rules = Rule.inOrder(plan.host.rules)
         plan.host.firewall = FirewallPlan.table(
-            tunnels: tunnels, node: node, index: memory.nodes, serving: service.served,
-            refused: service.refused, tables: tables,
-            overlay: configuration.overlay, isNative: inventory.cilium?.isNative == true, mesh: mesh)
+            .init(
+                tunnels: tunnels?.tunnels, local: tunnels?.local, node: node, generation: nodes.generation,
+                serving: service.served, refused: service.refused, configuration: configuration,
+                isNative: inventory.cilium?.isNative == true),
+            tunnels: tunnels, index: nodes, tables: tables, mesh: mesh, memory: &memory)
 
         plan.translations = SourceTranslation.translations(
             tunnels: tunnels, serving: service.served, mesh: mesh != nil)

@@ -60,6 +60,9 @@ public struct PlannerMemory: Sendable {
     }
     var verdicts: [String: Verdicts] = [:]
 
+    /// What of the firewall does not depend on the pods here, and what it was made of.
+    var firewallFrame: (world: FirewallPlan.World, frame: FirewallPlan.Frame)?
+
     /// Destinations for the firewall by the number of their group.
     struct GroupDestinations: Sendable {
         let ranges: [ClosedRange<UInt32>]

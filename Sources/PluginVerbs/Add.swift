@@ -23,14 +23,20 @@ extension Plugin {
                 .invalidConfiguration, "prevResult has no address for \(environment.interfaceName)",
                 details: "culvert routes by the pod's address, so the plugin before it must have assigned one")
         }
-        let socket = try openPodSocket(environment.networkNamespace)
+        // The helper wakes up meanwhile.
+        let connection = HelperConnection.begin(configuration.socket)
+        let socket: Int32
+        do throws(CNIError) { socket = try openPodSocket(environment.networkNamespace) } catch {
+            if connection >= 0 { close(connection) }
+            throw error
+        }
         defer { close(socket) }
         var request = podRequest(.add, environment, configuration, deadline: deadline)
         request.addresses = addresses
         let response: HelperResponse
         do throws(CNIError) {
             response = try HelperConnection.ask(
-                request, socket: configuration.socket, descriptor: socket, deadline: deadline)
+                request, socket: configuration.socket, connection: connection, descriptor: socket, deadline: deadline)
         } catch {
             guard isHelperUnavailable(error), configuration.whenHelperUnavailable == .allow else { throw error }
             log("\(error.message); the pod starts without Culvert, because whenHelperUnavailable is \"allow\"")
