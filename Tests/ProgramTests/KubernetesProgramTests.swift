@@ -55,6 +55,43 @@ struct KubernetesProgramTests {
         func status(_ node: String) -> JSON? { lab.api(node, "/v1/status") }
     }
 
+    /// What the first pod of a policy needs is there as soon as the scheduler has bound it, and goes with a pod that never comes.
+    @Test(arguments: Lab.Routing.allCases)
+    func whatAPodNeedsIsMadeWhenItIsBoundToTheNode(_ routing: Lab.Routing) throws {
+        let cluster = try Cluster(routing == .stack ? "kxs" : "kxe")
+        let lab = cluster.lab
+        cluster.apply(yaml: Lab.policy("shop", app: "shop"))
+        try lab.start("n1", "n3")
+        /// Of policies: not the rules, and not what rules have besides.
+        func made() -> String {
+            lab.run(in: "n1", "bash -c 'ip route show table all proto 110; ip nexthop; ip -br link show type vxlan'")
+                .output
+        }
+        func tables() -> [Substring] { made().split(separator: "\n").filter { $0.contains("table 47") } }
+        func rules() -> String { lab.run(in: "n1", "ip rule show priority 106").output }
+        #expect(tables().isEmpty)
+        cluster.makePod("a", on: "n1", app: "shop")
+        cluster.makePod("never", on: "n1", app: "shop")
+        cluster.makePod("elsewhere", on: "n2", app: "shop")
+        #expect(lab.eventually { !tables().isEmpty })
+        #expect(rules() == "", "nothing leads there before the ADD")
+        #expect(lab.eventually { lab.ctl("n1", "gateway list").output.contains(" up ") }, "it is watched already")
+        #expect(lab.ctl("n1", "attachments").output.contains("default/") == false, "they are no attachments yet")
+        let before = made()
+        try lab.pod("a", on: "n1", last: 10, routing: routing, extra: cluster.arguments("a"))
+        #expect(lab.pings("a", "203.0.113.10", count: 3))
+        #expect(lab.seen("pings") == ["10.0.0.13 > 203.0.113.10": 3])
+        #expect(made() == before && rules() != "")
+        // A pod that is gone before its ADD, like the last one of its policy, takes all of it along.
+        #expect(lab.plugin("n1", "DEL", "a", extra: cluster.arguments("a")).status == 0)
+        #expect(rules() == "" && made() == before, "another pod is still expected")
+        cluster.api.delete([
+            #"{"apiVersion":"v1","kind":"Pod","metadata":{"namespace":"default","name":"never"}}"#
+        ])
+        #expect(lab.eventually { tables().isEmpty })
+        #expect(lab.ctl("n1", "diff").status == 0)
+    }
+
     @Test func theClusterIsAllThatThePodNeeds() throws {
         let cluster = try Cluster("ka")
         let lab = cluster.lab
