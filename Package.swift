@@ -52,6 +52,7 @@ let package = Package(
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
     ],
     targets: [
+        // Function by function, so that the plugin leaves out what musl has not: mallinfo2 and renameat2.
         .target(name: "CLinux", cSettings: [.unsafeFlags(["-ffunction-sections"])]),
         .systemLibrary(name: "CMnl", pkgConfig: "libmnl", providers: [.apt(["libmnl-dev"])]),
         .systemLibrary(name: "CNftnl", pkgConfig: "libnftnl", providers: [.apt(["libnftnl-dev"])]),
@@ -62,12 +63,11 @@ let package = Package(
         .target(name: "CNI", dependencies: ["Jansson"]),
         .target(name: "HelperProtocol", dependencies: ["CNI", "Jansson", "CLinux"]),
         .target(name: "PluginVerbs", dependencies: ["CNI", "HelperProtocol", "Jansson", "CLinux"]),
-        // What the plugin has in place of parts of a C library: memory that starts fast.
+        // What the plugin has in place of, or besides, parts of its C library.
         .target(name: "CPluginRuntime", cSettings: [.unsafeFlags(["-fno-builtin"])]),
-        // The same four rooms once more, through symbolic links, as one Embedded Swift module. Linked with musl, because it starts
-        // in two thirds of the time of a static program with glibc, which asks the processor for its features and the size
-        // of its caches, and touches more memory. What the plugin passes to the C library looks the same in both
-        // (Tests/Plugin/libc.sh).
+        // The same four rooms once more, through symbolic links, as one Embedded Swift module. Linked with musl, because a
+        // static program with glibc asks the processor for its features and the size of its caches when it starts, and touches
+        // more memory. It is compiled with the system's headers: Tests/Plugin/libc.sh checks that both libraries mean the same.
         .executableTarget(
             name: "culvert",
             dependencies: ["CJansson", "CLinux", "CPluginRuntime"],
@@ -78,8 +78,10 @@ let package = Package(
                     "-Xclang-linker", "-nostdlib", "\(musl)/crt1.o", "\(musl)/crti.o",
                     "-Xlinker", "-l:libjansson.a",
                     "\(toolchain)/lib/swift/embedded/\(embeddedTriple)/libswiftUnicodeDataTables.a",
-                    "-Xlinker", "\(musl)/libc.a", "-Xlinker", "\(musl)/crtn.o", "-Xlinker", "--gc-sections", "-Xlinker",
-                    "-s",
+                    // On arm64 musl and libjansson need libgcc's arithmetic and atomics, and those need musl.
+                    "-Xlinker", "--start-group", "-Xlinker", "\(musl)/libc.a", "-Xlinker", "-lgcc", "-Xlinker",
+                    "--end-group",
+                    "-Xlinker", "\(musl)/crtn.o", "-Xlinker", "--gc-sections", "-Xlinker", "-s",
                 ])
             ]),
 

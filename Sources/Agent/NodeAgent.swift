@@ -78,6 +78,10 @@ public actor NodeAgent {
     var toldAdoptions: [String: String] = [:]
     /// Attachments whose address belongs to another pod now, by ID, with that pod.
     private var outlived: [String: Pod] = [:]
+    /// Pods whose ADD is expected, and for whose policies something is made ahead of it.
+    private var madeAhead: Set<String> = []
+    /// The same, for which nothing is made ahead, because the kernel has refused something while it was.
+    private var notMadeAhead: Set<String> = []
     /// Pods whose attachment has ended.
     var endedPods = EndedPods()
 
@@ -396,15 +400,16 @@ public actor NodeAgent {
     func replan() {
         findOutlived()
         let attached = attachments.values.filter { outlived[$0.id] == nil }
-        let (ended, defaultPolicy) = (
-            endedPods.addresses, settings.configuration.defaultPolicy ?? adopted.defaultPolicy
-        )
-        let expected = Planner.expectedAttachments(
+        let ended = endedPods.addresses
+        var expected = Planner.expectedAttachments(
             inventory: inventory, nodeName: settings.nodeName, attached: Array(attachments.values), ended: ended,
-            defaultPolicy: defaultPolicy)
+            defaultPolicy: adopted.defaultPolicy)
+        notMadeAhead.formIntersection(expected.map(\.id))
+        expected.removeAll { notMadeAhead.contains($0.id) }
+        madeAhead = Set(expected.map(\.id))
         let others = Planner.adoptedAttachments(
             inventory: inventory, nodeName: settings.nodeName, attached: attached, ended: ended,
-            defaultPolicy: defaultPolicy
+            defaultPolicy: settings.configuration.defaultPolicy ?? adopted.defaultPolicy
         ).map { attachment in
             var attachment = attachment
             attachment.assignment = adopted.assignments[attachment.id]
@@ -499,6 +504,20 @@ public actor NodeAgent {
             failOver.retry()
             settle([.init(operation: "looking at the kernel", message: "\(error)")], reason: reason)
             throw error
+        }
+        if !outcome.isComplete, !madeAhead.isEmpty {
+            // What is made ahead must keep nobody from anything: without it, the kernel may take all that is left.
+            notMadeAhead.formUnion(madeAhead)
+            logger.notice(
+                "the kernel refused something: nothing is made any more for pods before their ADD",
+                metadata: ["refused": "\(outcome.failures.first?.operation ?? "")", "pods": "\(notMadeAhead.count)"])
+            replan()
+            saveIDs()
+            isBehind = failOver.prepare(plan.liveness)
+            do { outcome = try reconciler.apply(plan.host, looking: .all) } catch {
+                // The outcome before tells what is missing; it is tried again.
+                logger.error("the kernel cannot be looked at", metadata: ["error": "\(error)"])
+            }
         }
         settle(outcome.failures, reason: reason)
         failOver.retry()

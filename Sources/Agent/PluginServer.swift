@@ -7,8 +7,8 @@ import Netlink
 import Synchronization
 
 /// `cni.sock`: one thread accepts, reads each request as it comes, and hands it to the agent, whose thread answers. So a call
-/// passes from thread to thread as seldom as can be. A plugin that does not send at once, or does not take its answer at once,
-/// gets a thread of its own. (swift-nio cannot receive file descriptors.) What arrives is not believed: see `receive`.
+/// passes from thread to thread as seldom as can be. An ADD connects before it has its request. A plugin that sends nothing for
+/// long, or does not take its answer at once, gets a thread of its own. (swift-nio cannot receive file descriptors.) What arrives is not believed: see `receive`.
 public final class PluginServer: Sendable {
     /// Plugins that are served at once; more wait in the backlog.
     static let maximumConnections = 512
@@ -17,8 +17,8 @@ public final class PluginServer: Sendable {
     static let maximumADDs = maximumConnections - 64
     /// How long a connection may take to send its request, milliseconds.
     static let patience = 2000
-    /// How long the next plugin waits for one that has connected and not sent anything yet, milliseconds.
-    static let promptness: Int32 = 1
+    /// How long the accepting thread looks after a connection that has not sent anything yet, milliseconds.
+    static let promptness: Int64 = 50
 
     private let listener: Int32
     private let path: String
@@ -63,27 +63,57 @@ public final class PluginServer: Sendable {
 
     private func acceptLoop() {
         let buffer = RequestBuffer()
+        // Connected, with nothing sent so far, the first one first.
+        var silent: [Call] = []
         while !isStopping.load(ordering: .sequentiallyConsistent) {
-            places.wait()
-            let connection = culvert_accept(listener)
-            guard connection >= 0 else {
-                places.signal()
-                if isStopping.load(ordering: .sequentiallyConsistent) { break }
-                if connection == -EMFILE || connection == -ENFILE {
-                    logger.error("no file descriptor is left for another plugin call")
-                    usleep(50_000)
+            if let first = silent.first {
+                let hasPlace = places.wait(timeout: .now()) == .success
+                var entries = silent.map { pollfd(fd: $0.connection, events: Int16(POLLIN), revents: 0) }
+                if hasPlace { entries.append(pollfd(fd: listener, events: Int16(POLLIN), revents: 0)) }
+                let patience = first.accepted + PluginServer.promptness - culvert_monotonic_milliseconds()
+                _ = poll(&entries, nfds_t(entries.count), Int32(max(0, patience)))
+                let late = culvert_monotonic_milliseconds() - PluginServer.promptness
+                var rest: [Call] = []
+                for (call, entry) in zip(silent, entries) {
+                    if entry.revents != 0 {
+                        call.begin(buffer)
+                    } else if call.accepted <= late {
+                        call.onThread { call.begin(RequestBuffer()) }
+                    } else {
+                        rest.append(call)
+                    }
                 }
-                continue
-            }
-            active.add(1, ordering: .sequentiallyConsistent)
-            let call = Call(server: self, connection: connection)
-            if call.hasSent(within: PluginServer.promptness) {
-                call.begin(buffer)
+                silent = rest
+                guard hasPlace else { continue }
+                guard entries[entries.count - 1].revents != 0 else {
+                    places.signal()
+                    continue
+                }
             } else {
-                call.onThread { call.begin(RequestBuffer()) }
+                places.wait()
             }
+            guard let call = accept() else { continue }
+            if call.hasSent { call.begin(buffer) } else { silent.append(call) }
         }
+        for call in silent { call.onThread { call.begin(RequestBuffer()) } }
         close(listener)
+    }
+
+    /// Waits for the next plugin, with a place for it that is taken already.
+    private func accept() -> Call? {
+        let connection = culvert_accept(listener)
+        guard connection >= 0 else {
+            places.signal()
+            if connection == -EMFILE || connection == -ENFILE,
+                !isStopping.load(ordering: .sequentiallyConsistent)
+            {
+                logger.error("no file descriptor is left for another plugin call")
+                usleep(50_000)
+            }
+            return nil
+        }
+        active.add(1, ordering: .sequentiallyConsistent)
+        return Call(server: self, connection: connection)
     }
 
     /// Room for one request and the byte that makes it too long.
@@ -94,6 +124,8 @@ public final class PluginServer: Sendable {
     private final class Call: Sendable {
         let server: PluginServer
         let connection: Int32
+        /// When, on `culvert_monotonic_milliseconds`.
+        let accepted = culvert_monotonic_milliseconds()
         /// Tells this call from all others.
         let number: UInt64
 
@@ -104,9 +136,9 @@ public final class PluginServer: Sendable {
         }
 
         /// Whether a request is there to be read, or the connection's end.
-        func hasSent(within milliseconds: Int32) -> Bool {
+        var hasSent: Bool {
             var entry = pollfd(fd: connection, events: Int16(POLLIN), revents: 0)
-            return poll(&entry, 1, milliseconds) > 0
+            return poll(&entry, 1, 0) > 0
         }
 
         /// Goes on with this call on a thread of its own.
@@ -116,6 +148,8 @@ public final class PluginServer: Sendable {
                 end()
             }
         }
+
+        private static let noRequest = "the connection was closed without a request"
 
         private func end() {
             close(connection)
@@ -138,7 +172,10 @@ public final class PluginServer: Sendable {
                     request, descriptor: descriptor, call: number, isAwaited: { !self.hasHungUp },
                     answer: { self.answer($0, to: request) })
             } catch {
-                server.logger.warning("refused a call on \(server.path)", metadata: ["error": "\(error.message)"])
+                // A plugin that connects and finds that its configuration is wrong has told its runtime.
+                server.logger.log(
+                    level: error.message == Call.noRequest ? .debug : .warning, "refused a call on \(server.path)",
+                    metadata: ["error": "\(error.message)"])
                 send(HelperResponse.failed(error).messages[...]) { _ in self.end() }
             }
         }
@@ -168,7 +205,7 @@ public final class PluginServer: Sendable {
                 switch Int32(-count) {
                 case 0:
                     if descriptor >= 0 { close(descriptor) }
-                    throw CNIError(.requestRefused, "the connection was closed without a request")
+                    throw CNIError(.requestRefused, Call.noRequest)
                 case EAGAIN: throw CNIError(.requestRefused, "no request within \(PluginServer.patience) ms")
                 case EMSGSIZE:
                     throw CNIError(.requestRefused, "the request has more than \(HelperRequest.maximumSize) bytes")

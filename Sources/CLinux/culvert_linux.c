@@ -29,8 +29,9 @@ long long culvert_monotonic_milliseconds(void) {
 
 size_t culvert_start_random(void) {
     size_t number = 0;
-    const void *bytes = (const void *)getauxval(AT_RANDOM);
-    if (bytes) memcpy(&number, bytes, sizeof number);
+    // The first eight of the sixteen guard the stack.
+    const char *bytes = (const char *)getauxval(AT_RANDOM);
+    if (bytes) memcpy(&number, bytes + 8, sizeof number);
     return number | 1;
 }
 

@@ -1,10 +1,10 @@
 // The plugin's memory. The plugin lives for some milliseconds and needs little, and on a virtual machine each page that a program
 // touches for the first time costs several microseconds. musl's malloc, made for programs that run for long, asks the kernel for a
-// mapping for each size of blocks and gives it back at once. Here blocks of all sizes lie side by side, and a freed one is used
-// again for the next that fits.
+// mapping for each size of blocks and gives it back at once. Here blocks of all sizes lie side by side, and the one that was
+// freed last of a class of sizes is used again for the next that fits into it.
 //
-// These names take the place of the C library's (musl's own code calls what the program defines). No locks: the plugin has
-// one thread.
+// These names take the place of the C library's, which keeps a few blocks of its own besides. No locks: the plugin has one
+// thread. Tests/Plugin/memory.c tests this.
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -357,7 +357,8 @@ struct PlanCommand: ParsableCommand {
             configuration: configuration.planner, localFacts: LocalFacts(nodeName: node), inventory: content,
             attachments: Planner.adoptedAttachments(
                 inventory: content, nodeName: node, attached: [],
-                defaultPolicy: configuration.planner.defaultPolicy ?? ""))
+                defaultPolicy: configuration.planner.defaultPolicy ?? ""),
+            expected: Planner.expectedAttachments(inventory: content, nodeName: node, attached: []))
         let value = PlanJSON.render(plan)
         switch output {
         case .json: print(value.text(indent: 2))

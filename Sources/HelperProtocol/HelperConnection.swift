@@ -24,6 +24,8 @@ public enum HelperConnection {
         deadline: Int64
     ) throws(CNIError) -> HelperResponse {
         var socket = connection
+        // The helper may have started anew since, or have lost patience with a process that was held up.
+        var isEarly = connection >= 0
         defer { if socket >= 0 { close(socket) } }
         let message = request.json.bytes()
         guard message.count <= HelperRequest.maximumSize else {
@@ -36,6 +38,13 @@ public enum HelperConnection {
         while true {
             let sent = culvert_send_message(socket, message, message.count, descriptor, 0)
             if sent == 0 { break }
+            if isEarly && sent != -EAGAIN {
+                isEarly = false
+                close(socket)
+                socket = -1
+                socket = try connect(path, deadline: deadline)
+                continue
+            }
             guard sent == -EAGAIN else {
                 throw unavailable("culvertd at \(path) closed the connection before it got the request", code: -sent)
             }

@@ -121,6 +121,8 @@ public struct Pod: Equatable, Sendable {
         self.uid = uid
     }
     public var isFinished: Bool { phase == "Succeeded" || phase == "Failed" }
+    /// What the runtime calls its UID.
+    public var runtimeUID: String { annotations["kubernetes.io/config.hash"] ?? uid }
     /// For a mirror pod the runtime hands over the hash of its static manifest instead of the UID.
     public func hasUID(_ other: String) -> Bool {
         uid == other || annotations["kubernetes.io/config.hash"] == other

@@ -2,7 +2,7 @@ import Model
 
 /// The table `inet culvert`, put together.
 enum FirewallPlan {
-    /// What the table is made of besides the pods here.
+    /// What the table is made of besides the pods here and a mesh, with which no frame is kept.
     struct World: Equatable {
         /// nil where this node's overlay address is not known.
         var tunnels: [String: TunnelLinks.Tunnel]?

@@ -179,7 +179,9 @@ public enum Planner {
         let assignment = PolicyAssignment(
             catalogue: catalogue, inventory: inventory, nodeName: facts.nodeName, attachments: everyone,
             expectedFrom: attachments.count, memory: &memory)
-        let used = usedPolicies(assignment)
+        let used = usedPolicies(assignment.choices)
+        // Those of pods that are there. What is expected has no say in how gateways are watched and what is told of them.
+        let inUse = expected.isEmpty ? used : usedPolicies(assignment.choices.prefix(attachments.count))
         let ends = TunnelEnds(configuration: configuration, facts: facts, inventory: inventory)
 
         // What this node does as a gateway, and in the mesh.
@@ -281,18 +283,22 @@ public enum Planner {
         plan.served = service.policies
         plan.liveness.targetChecks = targetChecks
         plan.liveness.checkedEgresses = Set(service.specifications.filter { !$0.targets.isEmpty })
-        plan.liveness.sessions = EchoRouting.sessions(used, hops: hops, nodeName: facts.nodeName) {
-            EchoPace.asked(by: inventory.nodes[$0])
+        func sessions(_ policies: [AssignedPolicy]) -> [LivenessPlan.Session] {
+            EchoRouting.sessions(policies, hops: hops, nodeName: facts.nodeName) {
+                EchoPace.asked(by: inventory.nodes[$0])
+            }
         }
+        plan.liveness.sessions = sessions(inUse)
         plan.liveness.servedIntervals = service.echoIntervals
-        let unwatched = EchoRouting.unwatched(used, hops: hops, nodeName: facts.nodeName)
+        let unwatched = EchoRouting.unwatched(inUse, hops: hops, nodeName: facts.nodeName)
         if let first = unwatched.first {
             plan.warnings.append(
                 "it is not known whether gateway \(first)\(unwatched.count == 1 ? "" : " (and \(unwatched.count - 1) more)") is "
                     + "alive: there are more next hops than echo sessions (the maximum is \(Ownership.mostEchoSessions)); "
                     + "mode: active-standby needs fewer than spread")
         }
-        plan.liveness.slots = hops.inOrder
+        let slotsInUse = Set(inUse.map(\.slot))
+        plan.liveness.slots = hops.inOrder.filter { slotsInUse.contains($0.key) }
         plan.liveness.own = own
         plan.liveness.doubtful = health.doubtful
         plan.liveness.destination = tunnels?.local
@@ -311,7 +317,7 @@ public enum Planner {
         for table in tables.routes(hops, memory: &memory) { plan.host.add(table) }
         plan.host.add(service.routes(tableNumbers))
         plan.host.rules = tables.rules
-        EchoRouting.add(plan.liveness.sessions, hops: hops, to: &plan.host)
+        EchoRouting.add(expected.isEmpty ? plan.liveness.sessions : sessions(used), hops: hops, to: &plan.host)
         if let tunnels {
             plan.host.rules += TunnelGuard.rules(tunnels) { service.table(of: $0, tableNumbers) }
             plan.host.add(
@@ -355,7 +361,7 @@ public enum Planner {
             PlanWarnings.ofNode(
                 facts: facts, inventory: inventory, node: node, overlay: configuration.overlay,
                 honorsCiliumPolicies: configuration.honorCiliumPolicies)
-            + (tables.tables.isEmpty
+            + (tables.tables.allSatisfy(\.pods.isEmpty)
                 ? []
                 : PlanWarnings.ofInbound(facts: facts, cilium: inventory.cilium)
                     + PlanWarnings.ofForeignChains(
@@ -372,12 +378,12 @@ public enum Planner {
         return attachments.indices.sorted { ids[$0] < ids[$1] }.map { attachments[$0] }
     }
 
-    /// The policies of the pods here, each slot once, in order of the pods.
-    private static func usedPolicies(_ assignment: PolicyAssignment) -> [AssignedPolicy] {
+    /// The policies of these pods, each slot once, in order of the pods.
+    private static func usedPolicies(_ choices: some Sequence<PolicyAssignment.Choice>) -> [AssignedPolicy] {
         var seenPolicies: Set<ObjectIdentifier> = []
         var seen: Set<String> = []
         var used: [AssignedPolicy] = []
-        for choice in assignment.choices {
+        for choice in choices {
             for policy in choice.policies
             where seenPolicies.insert(policy.identity).inserted && seen.insert(policy.slot).inserted {
                 used.append(policy)

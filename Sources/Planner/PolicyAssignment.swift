@@ -25,7 +25,7 @@ public struct PolicyAssignment: Equatable, Sendable {
 
     static let annotation = Planner.policyAnnotation
 
-    /// - Parameter expectedFrom: the place of the first pod that had no ADD yet. Where its ADD would be refused, it gets nothing.
+    /// - Parameter expectedFrom: the place of the first pod that had no ADD yet. Where a policy would refuse its ADD, it gets nothing.
     init(
         catalogue: PolicyCatalogue, inventory: Inventory, nodeName: String, attachments: [Attachment],
         expectedFrom: Int, memory: inout PlannerMemory

@@ -37,6 +37,12 @@ struct ExpectedPodsTests {
         running.addresses = [IPAddress("10.244.1.10")!]
         #expect(Self.expected([elsewhere, unbound, host, finished, running]) == [])
         #expect(Self.expected([pod], ended: [pod.uid: []]) == [], "its attachment has ended here")
+        var pending = pod
+        pending.phase = "Pending"
+        #expect(Self.expected([pending], ended: [pod.uid: []]) == ["a"], "another sandbox of it will come")
+        var mirror = pod
+        mirror.annotations["kubernetes.io/config.hash"] = "hash"
+        #expect(Self.expected([mirror], ended: ["hash": []]) == [])
     }
 
     @Test func aPodWithAnAttachmentIsNoLongerExpected() {
@@ -77,7 +83,8 @@ struct ExpectedPodsTests {
         #expect(!after.host.routes.isEmpty)
         #expect(after.host.routes == before.host.routes && after.host.nextHops == before.host.nextHops)
         #expect(after.host.links == before.host.links && after.ids == before.ids)
-        #expect(after.liveness.sessions == before.liveness.sessions)
+        // Gateways are watched for pods that are there.
+        #expect(before.liveness.sessions.isEmpty && before.liveness.slots.isEmpty && !after.liveness.sessions.isEmpty)
         let steps = Steps(from: Observed(host: before.host), to: after.host).list
         for step in steps {
             switch step.action {
@@ -91,6 +98,28 @@ struct ExpectedPodsTests {
         let surprise = Steps(from: Observed(host: Self.plan(TestCluster.nobody, attachments: []).host), to: after.host)
             .list
         #expect(surprise.contains { if case .addRoute = $0.action { true } else { false } })
+    }
+
+    /// A policy with impatient echoes that only an expected pod has says nothing of how the gateway of live pods is judged.
+    @Test func whatIsExpectedChangesNothingForLivePods() {
+        var inventory = TestCluster.nobody
+        var fast = TestCluster.policy("fast", app: "fast", gateway: "z3", source: .culvert)
+        fast.healthChecks.interval = 20
+        fast.healthChecks.multiplier = 2
+        inventory.policies.append(fast)
+        let live = Model.Attachment(
+            containerID: "live", interfaceName: "eth0", addresses: [IPNetwork("10.244.1.10/32")!],
+            labels: ["app": "shop"])
+        let before = Self.plan(inventory, attachments: [live])
+        inventory.pods = [Self.pod("new", app: "fast")]
+        let after = Self.plan(inventory, attachments: [live], before: before)
+        #expect(after.host.routes.count > before.host.routes.count)
+        #expect(after.liveness == before.liveness && !after.liveness.sessions.isEmpty)
+        #expect(after.attachments == before.attachments && after.warnings == before.warnings)
+        #expect(Set(before.host.routes).isSubset(of: after.host.routes))
+        #expect(
+            after.host.rules.filter { $0.priority != Ownership.echoRulePriority }
+                == before.host.rules.filter { $0.priority != Ownership.echoRulePriority })
     }
 
     @Test func nothingIsMadeForAPodThatMayNotStart() {

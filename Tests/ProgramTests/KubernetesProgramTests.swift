@@ -75,7 +75,6 @@ struct KubernetesProgramTests {
         cluster.makePod("elsewhere", on: "n2", app: "shop")
         #expect(lab.eventually { !tables().isEmpty })
         #expect(rules() == "", "nothing leads there before the ADD")
-        #expect(lab.eventually { lab.ctl("n1", "gateway list").output.contains(" up ") }, "it is watched already")
         #expect(lab.ctl("n1", "attachments").output.contains("default/") == false, "they are no attachments yet")
         let before = made()
         try lab.pod("a", on: "n1", last: 10, routing: routing, extra: cluster.arguments("a"))
@@ -86,7 +85,8 @@ struct KubernetesProgramTests {
         #expect(lab.plugin("n1", "DEL", "a", extra: cluster.arguments("a")).status == 0)
         #expect(rules() == "" && made() == before, "another pod is still expected")
         cluster.api.delete([
-            #"{"apiVersion":"v1","kind":"Pod","metadata":{"namespace":"default","name":"never"}}"#
+            #"{"apiVersion":"v1","kind":"Pod","metadata":{"namespace":"default","name":"never"}}"#,
+            #"{"apiVersion":"v1","kind":"Pod","metadata":{"namespace":"default","name":"a"}}"#,
         ])
         #expect(lab.eventually { tables().isEmpty })
         #expect(lab.ctl("n1", "diff").status == 0)
