@@ -51,6 +51,7 @@ use_release() {
     if wait "$release"; then
         grep complete "$work/release"
         for program in culvert culvertd culvertctl; do ln -sf "$root/.build/release/$program" "$work/bin/$program"; done
+        check "the plugin of the release and its C library" 'agree on' bash Tests/Plugin/libc.sh "$work/bin/culvert"
     else
         grep -E 'error' "$work/release" || tail -n 20 "$work/release"
         failed=$((failed + 1))

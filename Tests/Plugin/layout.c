@@ -1,15 +1,18 @@
-// Numbers that a program and its C library must agree on: of all structures and constants that the plugin passes to it.
+// Numbers that a program and its C library must agree on: of the structures and constants that the plugin passes to it.
 // Tests/Plugin/libc.sh compiles this with the headers of both libraries.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <locale.h>
 #include <poll.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,6 +36,7 @@ const unsigned long layout[] = {
     AF_UNIX, AF_NETLINK, SOCK_SEQPACKET, SOCK_RAW, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SCM_RIGHTS,
     MSG_PEEK, MSG_TRUNC, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_CTRUNC,
     O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_TRUNC, O_CLOEXEC, O_NOFOLLOW, O_DIRECTORY,
-    CLONE_NEWNET, CLOCK_MONOTONIC, AT_RANDOM,
+    CLONE_NEWNET, CLOCK_MONOTONIC, AT_RANDOM, AT_SECURE, SYS_capget, SYS_capset, sizeof(mode_t), sizeof(nfds_t),
+    PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, FIELD(lconv, decimal_point),
     EAGAIN, EINTR, EEXIST, ENOENT, EACCES, EPERM, ECONNREFUSED, EPIPE, ENOTCONN, EINVAL, ENOMEM, ENOSPC, ENAMETOOLONG,
 };

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The plugin is compiled with the system's headers and linked with musl: do both libraries mean the same by what the plugin passes to
-# them (layout.c)? And is it a static program?
+# them (layout.c)? Does its memory hold what is put there (memory.c)? And is it a static program?
 #   libc.sh PLUGIN
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -20,6 +20,8 @@ for libc in system musl; do
     [ -s "$work/$libc" ] || fail "layout.c has come to nothing"
 done
 cmp "$work/system" "$work/musl" || fail "the headers of the system and of musl differ: see Tests/Plugin/layout.c"
+gcc -O1 -g -fno-builtin -fsanitize=undefined -fno-sanitize-recover -o "$work/memory" "$here/memory.c"
+"$work/memory"
 [[ $(file -L "$plugin") = *'statically linked'* ]] || fail "$plugin is not a static program"
 if grep -aq glibc "$plugin"; then fail "$plugin has glibc in it"; fi
-echo "the plugin: $(($(stat -c %s "$work/musl") / 8)) numbers that both C libraries agree on, and a static program without glibc"
+echo "the plugin: $(($(stat -c %s "$work/musl") / 8)) numbers that both C libraries agree on, memory, and a static program without glibc"

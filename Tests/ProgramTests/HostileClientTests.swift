@@ -145,6 +145,31 @@ struct HostileClientTests {
         #expect(lab.ctl("n1", "diff").output == "[]\n")
     }
 
+    /// An ADD connects before it has its request. Others are served meanwhile, and one that was held up asks once more.
+    @Test func aConnectionThatIsSilentHoldsNobodyUp() throws {
+        let lab = try Lab("hs")
+        try lab.start("n1")
+        let path = "\(lab.directory)/n1/cni.sock"
+        func isAnswered(_ connection: Int32) throws -> Bool {
+            let answer = try HelperConnection.ask(
+                HelperRequest(.status), socket: path, connection: connection,
+                deadline: culvert_monotonic_milliseconds() + 10_000)
+            if case .done = answer { return true }
+            return false
+        }
+        let silent = (0..<40).map { _ in HelperConnection.begin(path) }
+        #expect(silent.allSatisfy { $0 >= 0 })
+        for _ in 0..<20 { #expect(try isAnswered(-1)) }
+        // Now the helper has closed them: it waits two seconds for a request.
+        usleep(2_500_000)
+        for connection in silent { #expect(try isAnswered(connection)) }
+        // And where a helper has started anew meanwhile.
+        let early = HelperConnection.begin(path)
+        lab.kill("n1")
+        try lab.start("n1")
+        #expect(try isAnswered(early))
+    }
+
     @Test func garbageCollectionTouchesOnlyItsOwnNetwork() throws {
         let lab = try Lab("g")
         try lab.inventory("policy.yaml", Lab.policy("shop", app: "shop"))
