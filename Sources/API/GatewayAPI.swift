@@ -18,7 +18,8 @@ enum GatewayAPI {
         var pods: [String: Int] = [:]
         for entry in node.plan.attachments { for policy in entry.assigned { pods[policy.slot, default: 0] += 1 } }
         func milliseconds(_ nanoseconds: Int64) -> JSON { .real(Double(nanoseconds / 1000) / 1000) }
-        let slots = node.plan.liveness.slots.sorted { ($0.policy, $0.key) < ($1.policy, $1.key) }.map { slot -> JSON in
+        let inUse = node.plan.liveness.slots.filter(\.isInUse)
+        let slots = inUse.sorted { ($0.policy, $0.key) < ($1.policy, $1.key) }.map { slot -> JSON in
             let active = choices[slot.key]?.candidate
             let candidates = slot.candidates.map { candidate -> JSON in
                 let session = sessions[candidate.end]

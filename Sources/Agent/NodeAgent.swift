@@ -897,8 +897,9 @@ public actor NodeAgent {
     /// Slots point elsewhere now: the plan follows.
     func failedOver(_ reports: [FailOver.Report]) {
         reconciler.groupsMoved(reports.map(\.move.hop))
-        let moves = reports.map { NodeSnapshot.Move($0) }
-        for (report, move) in zip(reports, moves) {
+        let inUse = reports.filter(\.move.slot.isInUse)
+        let moves = inUse.map { NodeSnapshot.Move($0) }
+        for (report, move) in zip(inUse, moves) {
             var metadata: Logger.Metadata = [
                 "policy": "\(move.policy)", "from": "\(move.from ?? "nowhere")", "to": "\(move.to ?? "nowhere")",
                 "why": "\(move.why)", "switched": "\(move.switchedMilliseconds) ms",

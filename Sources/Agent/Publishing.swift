@@ -156,7 +156,9 @@ extension NodeAgent {
         let choices = failOver.previous.decided
         let prefix = EgressPolicy.Source.culvert.rawValue + "/"
         let slots = Dictionary(
-            grouping: plan.liveness.slots.filter { $0.place.hasPrefix(prefix) && !$0.candidates.isEmpty }, by: \.policy)
+            grouping: plan.liveness.slots.filter {
+                $0.isInUse && $0.place.hasPrefix(prefix) && !$0.candidates.isEmpty
+            }, by: \.policy)
         return ours.map { policy in
             let generation = policy.generation
             if policy.refusal != nil {

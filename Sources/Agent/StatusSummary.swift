@@ -85,7 +85,7 @@ public struct StatusSummary: Equatable, Sendable {
         if !node.echoes.obstacle.isEmpty {
             degraded.append("it is not known which gateways are alive: \(node.echoes.obstacle)")
         }
-        let down = node.plan.liveness.slots.flatMap(\.candidates).filter { candidate in
+        let down = node.plan.liveness.slots.filter(\.isInUse).flatMap(\.candidates).filter { candidate in
             node.echoes.sessions.contains { $0.session.ends.contains(candidate.end) && $0.state == .down }
         }
         let names = Set(down.map(\.candidate.node)).sorted()

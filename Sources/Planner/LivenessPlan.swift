@@ -54,6 +54,8 @@ public struct LivenessPlan: Equatable, Sendable {
         public let takesBack: Bool
         /// Where the plan has it, for a slot of which nothing was decided before.
         public let planned: GatewayChoice
+        /// Some pod here has it. Otherwise a pod is expected that will have it, and nobody is told of it.
+        public internal(set) var isInUse = true
 
         /// What the group is set to for this choice.
         public func target(_ choice: GatewayChoice) -> NextHop.Target {

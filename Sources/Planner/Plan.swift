@@ -297,8 +297,13 @@ public enum Planner {
                     + "alive: there are more next hops than echo sessions (the maximum is \(Ownership.mostEchoSessions)); "
                     + "mode: active-standby needs fewer than spread")
         }
-        let slotsInUse = Set(inUse.map(\.slot))
-        plan.liveness.slots = hops.inOrder.filter { slotsInUse.contains($0.key) }
+        plan.liveness.slots = hops.inOrder
+        if !expected.isEmpty {
+            let slotsInUse = Set(inUse.map(\.slot))
+            for place in plan.liveness.slots.indices where !slotsInUse.contains(plan.liveness.slots[place].key) {
+                plan.liveness.slots[place].isInUse = false
+            }
+        }
         plan.liveness.own = own
         plan.liveness.doubtful = health.doubtful
         plan.liveness.destination = tunnels?.local
