@@ -100,7 +100,9 @@ import Testing
         defer { program.remove() }
         let client = try KubernetesClient(access: program.access, userAgent: "test")
         let requests = (0..<2).map { _ in Task { try await client.get(.nodes, name: "n0") } }
-        for _ in 0..<100 where program.runs == 0 { try await Task.sleep(for: .milliseconds(50)) }
+        // Beside other suites that may take a while.
+        for _ in 0..<1200 where program.runs == 0 { try await Task.sleep(for: .milliseconds(50)) }
+        #expect(program.runs > 0, "the program was not started")
         let clock = ContinuousClock.now
         requests[0].cancel()
         _ = await requests[0].result
