@@ -8,7 +8,8 @@ import Synchronization
 
 /// `cni.sock`: one thread accepts, reads each request as it comes, and hands it to the agent, whose thread answers. So a call
 /// passes from thread to thread as seldom as can be. An ADD connects before it has its request. A plugin that sends nothing for
-/// long, or does not take its answer at once, gets a thread of its own. (swift-nio cannot receive file descriptors.) What arrives is not believed: see `receive`.
+/// long, or does not take its answer at once, gets a thread of its own. (swift-nio cannot receive file descriptors.) What
+/// arrives is not believed: see `receive`.
 public final class PluginServer: Sendable {
     /// Plugins that are served at once; more wait in the backlog.
     static let maximumConnections = 512
